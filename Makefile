@@ -1,0 +1,69 @@
+# Every target installs what it needs by itself, or says what is missing: see .ci/bootstrap.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+ONCE ?=
+export PYTHON
+
+bin := .venv/bin
+linters := lint-format lint-ruff lint-types lint-imports lint-generators lint-length
+findings = echo 'error: the linters have findings, shown above the tests' >&2; exit 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format bench clean $(linters)
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: ## serve, mount and read a sample store until Ctrl-C; ONCE=1: do it, check it, leave
+	@.ci/bootstrap --fuse run
+	@$(bin)/cafsfs demo $(if $(ONCE),--once)
+
+# The two gates show everything that is wrong: findings of the linters do not keep the tests from running.
+test: ## linters, then the whole test suite; PYTEST_ARGS='-k name' selects
+	@.ci/bootstrap --fuse dev
+	@lint=0; $(MAKE) --no-print-directory lint || lint=1; \
+	$(bin)/python -m pytest $(PYTEST_ARGS) || exit; \
+	test $$lint = 0 || { $(findings); }
+
+check: ## the fast gate: linters, then the tests that neither mount nor start processes
+	@.ci/bootstrap dev
+	@lint=0; $(MAKE) --no-print-directory lint || lint=1; \
+	$(bin)/python -m pytest -m 'not fuse and not process' $(PYTEST_ARGS) || exit; \
+	test $$lint = 0 || { $(findings); }
+
+lint: ## the linters alone, side by side
+	@.ci/bootstrap dev
+	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target $(linters)
+
+lint-format:
+	@$(bin)/ruff format --check
+
+lint-ruff:
+	@$(bin)/ruff check
+
+lint-types:
+	@$(bin)/mypy
+
+lint-imports:
+	@$(bin)/lint-imports --no-logo
+
+# Trio does not finalise async generators. ruff lacks this rule; of flake8-async it is the only one wanted.
+lint-generators:
+	@find cafsfs tests -name '*.py' -exec $(bin)/flake8-async --enable=ASYNC900 {} +
+
+# No function over 60 lines, counted from `def` to its last line; complexity is ruff's affair.
+lint-length:
+	@$(bin)/lizard --languages python --length 60 --CCN 1000 --warnings_only cafsfs tests
+
+format: ## rewrite the code as ruff formats it
+	@.ci/bootstrap dev
+	@$(bin)/ruff check --fix-only --quiet
+	@$(bin)/ruff format
+
+bench: ## measure speed, beside the asyncio client
+	@.ci/bootstrap --fuse dev
+	@$(bin)/python -m tests.bench
+
+clean: ## remove all that make has made, .venv too
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find cafsfs tests -name __pycache__ -prune -exec rm -rf {} +

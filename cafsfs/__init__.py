@@ -1,0 +1,1 @@
+"""Mount a CAFS blob store as a directory."""
