@@ -1,0 +1,60 @@
+"""BLAKE3, the hash that names content (protocol page, section 1).
+
+One core hashes about 5.7 GiB/s from memory (design page, section 3).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from blake3 import blake3
+
+from cafsfs.digest import Digest
+
+_CHUNK: Final = 1 << 20  # bytes a read of an open file; larger ones fall out of the core's cache
+
+
+class Hasher:
+    """Hashes content piece by piece, on the calling thread and without the GIL."""
+
+    def __init__(self) -> None:
+        self._state = blake3()
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        """Hash more bytes."""
+        self._state.update(data)
+
+    def digest(self) -> Digest:
+        """Return the digest of all bytes so far; more may follow."""
+        return Digest(self._state.digest())
+
+
+def hash_bytes(data: bytes | bytearray | memoryview) -> Digest:
+    """Return the digest of ``data``."""
+    return Digest(blake3(data).digest())
+
+
+def hash_file(path_or_fd: str | os.PathLike[str] | int) -> Digest:
+    """Return the digest of a whole file, given by its path or by an open descriptor.
+
+    A path is mapped into memory and hashed on all cores, each at about 5.7 GiB/s as long as the
+    file is in memory (design page, section 3). If somebody truncates it meanwhile, the process
+    gets SIGBUS: this is for files that nobody truncates. A descriptor is read from its
+    beginning on one core, its position stays as it was; truncation does no harm.
+
+    Raises OSError when the file cannot be opened or read. Blocks: call it in a thread.
+    """
+    if isinstance(path_or_fd, int):
+        return _hash_descriptor(path_or_fd)
+    return Digest(blake3(max_threads=blake3.AUTO).update_mmap(path_or_fd).digest())
+
+
+def _hash_descriptor(fd: int) -> Digest:
+    state = blake3()
+    buffer = memoryview(bytearray(_CHUNK))
+    offset = 0
+    while count := os.preadv(fd, [buffer], offset):
+        state.update(buffer[:count])
+        offset += count
+    return Digest(state.digest())
