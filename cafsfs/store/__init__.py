@@ -1,0 +1,1 @@
+"""Contracts of stores, stores, and decorators over them."""

@@ -1,0 +1,388 @@
+"""A bounded cache of content on disk: one file a blob, so that every seek is local.
+
+``<directory>/blobs/ab/cd/<hash>`` holds complete, verified content; ``<directory>/partial/`` what
+is in flight. A blob is committed by a rename after its hash was verified, so nothing under
+``blobs/`` was ever unverified. A file in ``partial/`` is locked (flock) while its writer lives;
+what is not locked is debris.
+
+The bound is on the bytes of committed blobs, least recently used first out. Use is remembered
+over restarts in the files' modification time. Bookkeeping is done on the event loop only, disk
+work in threads of one limiter only.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from cafsfs.digest import Digest
+from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError
+from cafsfs.metrics import Metrics
+from cafsfs.packing import Hasher
+from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+from cafsfs.store.files import FileSink
+from cafsfs.store.local_root import blob_path
+from cafsfs.store.pump import PIECE
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_WORKERS = 4  # threads for the cache's disk
+_HEX_NAME = re.compile(r"[0-9a-f]{64}")
+_HEX_PAIR = re.compile(r"[0-9a-f]{2}")
+# A partial file is created a moment before it is locked; only older ones are judged by their lock.
+_DEBRIS_AGE = 60.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUsage:
+    """How full the cache is; sizes in bytes."""
+
+    used: int
+    bound: int
+    blobs: int
+
+
+class CachedFile:
+    """An open file of verified content. It stays readable when the cache evicts its name."""
+
+    def __init__(self, descriptor: int, size: int, limiter: trio.CapacityLimiter) -> None:
+        self._descriptor = descriptor
+        self.size = size
+        self._limiter = limiter
+        self._inline = True
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray:
+        """Exactly what is in the file there: min(length, size − offset) bytes, or an error.
+
+        Answered on the event loop if the data is in memory (41 µs against 110 through a thread),
+        else in a thread. Raises CorruptBlob if the file is shorter than it was, StoreError for a
+        sick disk.
+        """
+        length = max(0, min(length, self.size - offset))
+        buffer = bytearray(length)
+        done = self._read_from_memory(buffer, offset) if self._inline else 0
+        if done < length:
+            work = memoryview(buffer)[done:]
+            await trio.to_thread.run_sync(
+                self._read_from_disk, work, offset + done, limiter=self._limiter
+            )
+        return buffer
+
+    async def copy_to(self, sink: ContentSink, digest: Digest) -> BlobStat:
+        """Write all to ``sink``, verifying it once more; raises CorruptBlob."""
+
+        def copy() -> None:
+            hasher = Hasher()
+            buffer = memoryview(bytearray(PIECE))
+            offset = 0
+            sink.restart()
+            while count := os.preadv(self._descriptor, [buffer], offset):
+                sink.write(buffer[:count])
+                hasher.update(buffer[:count])
+                offset += count
+            if hasher.digest() != digest:
+                raise CorruptBlob(f"the cached bytes of {digest} are not its content")
+
+        await trio.to_thread.run_sync(copy, limiter=self._limiter)
+        return BlobStat(size=self.size, source="cache")
+
+    def _read_from_memory(self, buffer: bytearray, offset: int) -> int:
+        try:
+            return os.preadv(self._descriptor, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # EIO and the like: let the thread report it
+                return 0
+            self._inline = False  # tmpfs, for example
+            return 0
+
+    def _read_from_disk(self, buffer: memoryview, offset: int) -> None:
+        while buffer:
+            try:
+                count = os.preadv(self._descriptor, [buffer], offset)
+            except OSError as error:
+                raise StoreError(f"cannot read the cache: {error.strerror}") from error
+            if count == 0:
+                raise CorruptBlob(f"a cached blob ends at {offset}, not at {self.size}")
+            buffer = buffer[count:]
+            offset += count
+
+
+class Partial:
+    """A blob on its way into the cache. The file is made with the first byte, in a thread."""
+
+    def __init__(self, digest: Digest, directory: Path) -> None:
+        self.digest = digest
+        self.path = directory / f"{digest.hex}.{secrets.token_hex(4)}"
+        self._sink: FileSink | None = None
+        self.descriptor = -1
+
+    @property
+    def progress(self) -> int:
+        """Grows with every piece; to be read from any thread."""
+        return 0 if self._sink is None else self._sink.progress
+
+    @property
+    def written(self) -> int:
+        """Bytes of content so far; to be read from any thread."""
+        return 0 if self._sink is None else self._sink.written
+
+    def restart(self) -> None:
+        if self._sink is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self.descriptor = os.open(self.path, flags, 0o600)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._sink = FileSink(self.descriptor)
+        self._sink.restart()
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        if self._sink is None:
+            self.restart()
+        assert self._sink is not None
+        self._sink.write(data)
+
+    def discard(self) -> None:
+        """Close and remove, unless it was committed."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+            self.path.unlink(missing_ok=True)
+
+
+class DiskCache(ContentStore):
+    """Content in ``directory``, at most ``max_bytes`` of it.
+
+    ``on_change(digest)`` is called on the event loop when a blob came in or was evicted.
+    """
+
+    def __init__(self, directory: Path, *, max_bytes: int, metrics: Metrics | None = None) -> None:
+        self._blobs = directory / "blobs"
+        self._partials = directory / "partial"
+        self._max_bytes = max_bytes
+        self._metrics = metrics or Metrics()
+        self._limiter = trio.CapacityLimiter(_WORKERS)
+        self._sizes: OrderedDict[Digest, int] = OrderedDict()  # least recently used first
+        self._used = 0
+        self.on_change: Callable[[Digest], None] = lambda _: None
+        try:
+            for each in (directory, self._blobs, self._partials):
+                each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"cannot use `{directory}` as a cache: {error.strerror}",
+                hint="name another directory with --cache-dir",
+            ) from error
+
+    # --- what is there
+
+    @property
+    def usage(self) -> CacheUsage:
+        """From memory, so that it never waits."""
+        return CacheUsage(self._used, self._max_bytes, len(self._sizes))
+
+    def known_size(self, digest: Digest) -> int | None:
+        """The size of a cached blob if it is known without asking the disk."""
+        return self._sizes.get(digest)
+
+    def listing(self) -> list[Digest]:
+        """The blobs known to be cached, in the order of their names."""
+        return sorted(self._sizes)
+
+    async def scan(self) -> None:
+        """Learn what a former mount has left, and clear its debris; runs beside the mount."""
+        found = await self._in_thread(lambda: sorted(self._walk()))
+        for _, digest, size in reversed(found):
+            if digest not in self._sizes:  # else it was used since, and is younger than all these
+                self._sizes[digest] = size
+                self._sizes.move_to_end(digest, last=False)
+                self._used += size
+        await self._in_thread(self._clear_debris)
+        await self._evict()
+        log.debug("cache: %d blobs, %d bytes", len(self._sizes), self._used)
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        unknown = [each for each in digests if each not in self._sizes]
+        return await self._in_thread(lambda: {e for e in unknown if not self._path(e).is_file()})
+
+    async def stat(self, digest: Digest) -> BlobStat:
+        size = self._sizes.get(digest)
+        if size is None:
+            size = await self._in_thread(lambda: self._stat(digest))
+            self._note(digest, size)
+        return BlobStat(size=size, source="cache")
+
+    # --- content out
+
+    async def open(self, digest: Digest) -> CachedFile:
+        """Open a cached blob and note its use; raises BlobNotFound."""
+        try:
+            descriptor, size = await self._in_thread(lambda: self._open(digest))
+        except BlobNotFound:
+            self._forget(digest)  # somebody else has removed it
+            raise
+        self._note(digest, size)
+        return CachedFile(descriptor, size, self._limiter)
+
+    async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+        file = await self.open(digest)
+        try:
+            return await file.copy_to(sink, digest)
+        finally:
+            file.close()
+
+    # --- content in
+
+    def begin(self, digest: Digest) -> Partial:
+        """A sink for the content of ``digest``; to be committed or discarded."""
+        return Partial(digest, self._partials)
+
+    async def commit(self, partial: Partial) -> CachedFile:
+        """Give a verified partial file its name and hand it out open, in one step.
+
+        In one step, because eviction could win a race between two. Raises OSError.
+        """
+        size = partial.written
+
+        def rename() -> int:
+            if partial.descriptor < 0:  # an empty blob brings no byte
+                partial.restart()
+            path = self._path(partial.digest)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            partial.path.rename(path)
+            return os.dup(partial.descriptor)
+
+        descriptor = await trio.to_thread.run_sync(rename, limiter=self._limiter)
+        self._note(partial.digest, size)
+        self.on_change(partial.digest)
+        file = CachedFile(descriptor, size, self._limiter)
+        try:
+            await self._evict()
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    async def put(self, digest: Digest, source: ContentSource) -> None:
+        def copy() -> None:
+            hasher = Hasher()
+            buffer = memoryview(bytearray(PIECE))
+            offset = 0
+            while count := source.read_at(buffer, offset):
+                partial.write(buffer[:count])
+                hasher.update(buffer[:count])
+                offset += count
+            if hasher.digest() != digest:
+                raise CorruptBlob(f"the content to store is not that of {digest}")
+
+        partial = self.begin(digest)
+        try:
+            await self._in_thread(copy)
+            (await self.commit(partial)).close()
+        except OSError as error:
+            raise StoreError(f"cannot write the cache: {error.strerror}") from error
+        finally:
+            partial.discard()
+
+    # --- bookkeeping, on the event loop
+
+    def _note(self, digest: Digest, size: int) -> None:
+        """Note that a blob is there and was just used."""
+        self._used += size - self._sizes.pop(digest, 0)
+        self._sizes[digest] = size
+
+    def _forget(self, digest: Digest) -> None:
+        if digest in self._sizes:
+            self._used -= self._sizes.pop(digest)
+            self.on_change(digest)
+
+    async def _evict(self) -> None:
+        doomed: list[Digest] = []
+        while self._used > self._max_bytes and self._sizes:
+            # No checkpoint in this loop: what is taken out here is counted out here.
+            digest, size = self._sizes.popitem(last=False)
+            self._used -= size
+            self._metrics.evictions += 1
+            self._metrics.evicted_bytes += size
+            doomed.append(digest)
+        if doomed:
+            await self._in_thread(lambda: self._unlink(doomed))
+        for digest in doomed:
+            self.on_change(digest)
+
+    # --- disk, in threads
+
+    def _path(self, digest: Digest) -> Path:
+        return blob_path(self._blobs, digest)
+
+    def _open(self, digest: Digest) -> tuple[int, int]:
+        try:
+            descriptor = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise BlobNotFound(digest) from None
+        with suppress(OSError):  # a read-only cache is a cache all the same
+            os.utime(descriptor)
+        return descriptor, os.fstat(descriptor).st_size
+
+    def _stat(self, digest: Digest) -> int:
+        try:
+            return self._path(digest).stat().st_size
+        except FileNotFoundError:
+            raise BlobNotFound(digest) from None
+
+    def _unlink(self, digests: list[Digest]) -> None:
+        for digest in digests:
+            with suppress(FileNotFoundError):
+                self._path(digest).unlink()
+
+    def _walk(self) -> Iterator[tuple[float, Digest, int]]:
+        """Time of last use, digest and size of every blob."""
+        for first in _names(self._blobs, _HEX_PAIR):
+            for second in _names(first, _HEX_PAIR):
+                for path in _names(second, _HEX_NAME):
+                    with suppress(FileNotFoundError):
+                        stat = path.stat()
+                        yield stat.st_mtime, Digest.parse(path.name), stat.st_size
+
+    def _clear_debris(self) -> None:
+        for path in self._partials.iterdir():
+            with suppress(OSError):  # locked: its writer lives; gone: its writer was quicker
+                if time.time() - path.stat().st_mtime < _DEBRIS_AGE:
+                    continue
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                finally:
+                    os.close(descriptor)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except OSError as error:
+            raise StoreError(f"cannot use the cache: {error.strerror}") from error
+
+
+def _names(directory: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(directory):
+            if pattern.fullmatch(name):
+                yield directory / name

@@ -1,0 +1,73 @@
+"""Ask the next store when one cannot answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TypeVar
+
+from cafsfs.digest import Digest
+from cafsfs.errors import BlobNotFound, CafsError, Unavailable
+from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class FallbackStore(ContentStore):
+    """Several places of the same content, the preferred one first.
+
+    An operation goes on to the next store on any error: a wrong hash is that store's fault, and
+    another may have the right bytes. A blob is absent only when all stores have said so; if
+    one of them failed, its error is raised instead, for it might have had the blob.
+    """
+
+    def __init__(self, stores: Sequence[ContentStore]) -> None:
+        if not stores:
+            raise ValueError("a FallbackStore needs at least one store")
+        self._stores = tuple(stores)
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        missing = set(digests)
+        failure: CafsError | None = None
+        for store in self._stores:
+            if not missing:
+                break
+            try:
+                missing &= await store.find_missing(missing)
+            except CafsError as error:
+                failure = failure or error
+        if missing and failure is not None:
+            raise failure
+        return missing
+
+    async def stat(self, digest: Digest) -> BlobStat:
+        return await self._first(lambda store: store.stat(digest))
+
+    async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+        return await self._first(lambda store: store.pull(digest, sink))
+
+    async def put(self, digest: Digest, source: ContentSource) -> None:
+        await self._first(lambda store: store.put(digest, source))
+
+    async def _first(self, operation: Callable[[ContentStore], Awaitable[T]]) -> T:
+        absent: BlobNotFound | None = None
+        failure: CafsError | None = None
+        for store in self._stores:
+            try:
+                return await operation(store)
+            except BlobNotFound as error:
+                absent = error
+            except CafsError as error:
+                if len(self._stores) > 1:
+                    log.warning("going on with the next server: %s", error)
+                failure = _graver(failure, error)
+        raise failure or absent or AssertionError("a FallbackStore has at least one store")
+
+
+def _graver(first: CafsError | None, second: CafsError) -> CafsError:
+    """What to report of two failures: wrong bytes tell more than a server that is not there."""
+    if first is None or (isinstance(first, Unavailable) and not isinstance(second, Unavailable)):
+        return second
+    return first

@@ -1,0 +1,191 @@
+"""Packed blobs in a directory, as a CAFS server keeps them: ``<root>/blobs/ab/cd/<hash>``.
+
+The layout is the deployed server's (protocol page, section 5), so that this store can be pointed
+at an existing directory and the other way round. That server may rename a recompressed file over
+a blob at any time; an open body goes on reading the file that it opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from cafsfs.digest import Digest
+from cafsfs.errors import BlobNotFound, RangeError, StoreError
+from cafsfs.packing import HEADER_LENGTH, Header, UnpackLimits, VerifyingUnpacker
+from cafsfs.store.contracts import PackedBody, PackedSource, PackedStat, PackedStore
+from cafsfs.store.files import FileSink
+from cafsfs.store.pump import pump
+
+T = TypeVar("T")
+
+_HEAD = 64 << 10  # bytes; a blob up to this is read in the hop that opens it
+
+
+def blob_path(directory: Path, digest: Digest) -> Path:
+    """Where a blob stands below the directory that holds ``ab/cd/``."""
+    return directory / digest.hex[:2] / digest.hex[2:4] / digest.hex
+
+
+class FileBody:
+    """Packed bytes of an open file; a server may hand ``descriptor`` to sendfile instead.
+
+    ``head`` holds the first bytes, read already; all of them for a small blob.
+    """
+
+    def __init__(
+        self, descriptor: int, offset: int, length: int, limiter: trio.CapacityLimiter
+    ) -> None:
+        self.descriptor = descriptor
+        self.offset = offset
+        self.length: int = length
+        self.head = memoryview(os.pread(descriptor, min(_HEAD, length), offset))
+        self._done = 0
+        self._limiter = limiter
+
+    async def readinto(self, buffer: memoryview) -> int:
+        view = buffer[: self.length - self._done]
+        if self._done < len(self.head):
+            await trio.lowlevel.checkpoint()
+            piece = self.head[self._done : self._done + len(view)]
+            view[: len(piece)] = piece
+            count = len(piece)
+        else:
+            count = await trio.to_thread.run_sync(self._read, view, limiter=self._limiter)
+        self._done += count
+        return count
+
+    def _read(self, view: memoryview) -> int:
+        try:
+            count = os.preadv(self.descriptor, [view], self.offset + self._done)
+        except OSError as error:
+            raise StoreError(f"cannot read a stored blob: {error.strerror}") from error
+        if view and not count:
+            raise StoreError("a stored blob became shorter while it was being read")
+        return count
+
+
+class LocalRoot(PackedStore):
+    """One root of a directory of roots.
+
+    What is deposited is verified first: wrong content raises CorruptBlob and nothing is stored.
+    With ``sync`` the data of a blob is on the disk before its name is.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        limiter: trio.CapacityLimiter,
+        limits: UnpackLimits | None = None,
+        sync: bool = False,
+    ) -> None:
+        self.name = str(directory)
+        self._directory = directory
+        self._blobs = directory / "blobs"
+        self._limiter = limiter
+        self._limits = limits or UnpackLimits()
+        self._sync = sync
+
+    async def find_absent(self, digests: Collection[Digest]) -> set[Digest]:
+        def look() -> set[Digest]:
+            return {each for each in digests if not self._path(each).is_file()}
+
+        return await self._in_thread(look)
+
+    async def inspect(self, digest: Digest) -> PackedStat:
+        def look() -> PackedStat:
+            descriptor = self._open(digest)
+            try:
+                length = os.fstat(descriptor).st_size
+                return PackedStat(length, Header.parse(os.pread(descriptor, HEADER_LENGTH, 0)))
+            finally:
+                os.close(descriptor)
+
+        return await self._in_thread(look)
+
+    @asynccontextmanager
+    async def fetch(
+        self, digest: Digest, *, offset: int = 0, length: int | None = None
+    ) -> AsyncIterator[PackedBody]:
+        body = await self._in_thread(lambda: self._open_body(digest, offset, length))
+        try:
+            yield body
+        finally:
+            os.close(body.descriptor)
+
+    async def deposit(self, digest: Digest, source: PackedSource) -> None:
+        path = self._path(digest)
+        body = source()
+        # The name that deployed servers give their temporary files, so that whatever cleans up
+        # after them cleans up after us (protocol page, section 3.5).
+        temporary = path.with_name(f"{path.name}_blob{secrets.token_hex(3)}")
+        descriptor = await self._in_thread(lambda: self._create(temporary))
+        try:
+            sink = FileSink(descriptor)
+            unpacker = VerifyingUnpacker(
+                digest, None, packed_length=body.length, limits=self._limits
+            )
+
+            def take(piece: memoryview) -> None:
+                unpacker.feed(piece)
+                sink.write(piece)
+
+            async def write(piece: memoryview) -> None:
+                await self._in_thread(lambda: take(piece))
+
+            def commit() -> None:
+                unpacker.finish()
+                if self._sync:
+                    os.fdatasync(descriptor)
+                temporary.rename(path)
+
+            await pump(body.readinto, write, length=body.length)
+            await self._in_thread(commit)
+        finally:
+            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
+
+    def _path(self, digest: Digest) -> Path:
+        return blob_path(self._blobs, digest)
+
+    def _open(self, digest: Digest) -> int:
+        try:
+            return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            raise BlobNotFound(digest) from None
+
+    def _open_body(self, digest: Digest, offset: int, length: int | None) -> FileBody:
+        descriptor = self._open(digest)
+        try:
+            whole = os.fstat(descriptor).st_size
+            count = whole - offset if length is None else length
+            if offset > whole or offset + count > whole:
+                raise RangeError(f"{count} bytes at {offset} lie outside the {whole} of {digest}")
+            return FileBody(descriptor, offset, count, self._limiter)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _create(self, path: Path) -> int:
+        if not self._directory.is_dir():
+            raise StoreError(
+                f"there is no root `{self._directory}`",
+                hint=f"make it first: mkdir {self._directory}",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except OSError as error:
+            hint = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else None
+            raise StoreError(f"`{self.name}`: {error.strerror}", hint=hint) from error

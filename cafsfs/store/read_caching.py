@@ -1,0 +1,356 @@
+"""Put a fast store in front of a slow one, and pull each blob once, however many want it.
+
+The whole way of a read: ``fuse/operations.py`` → ``vfs/filesystem.py`` → ``OpenBlob.read`` here →
+``CachedFile.read`` in ``disk_cache.py``; and while the blob is not there yet, ``_load`` here →
+``upstream.pull`` (retrying, fallback, unpacking, remote) → a partial file of the cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import trio
+
+from cafsfs.digest import Digest
+from cafsfs.errors import BlobNotFound, CafsError, CorruptBlob, StoreError, TimedOut, Unavailable
+from cafsfs.metrics import Metrics
+from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+from cafsfs.store.disk_cache import CachedFile, CacheUsage, DiskCache, Partial
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 1 << 17  # stats of blobs that are not cached; about 40 MB at most
+_GLANCES = 10  # looks at the progress of a pull in the time that a reader waits without any
+
+
+@dataclass(slots=True)
+class _Pulling:
+    """The content is on its way; ``partial`` is None while the cache is being asked."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    partial: Partial | None = None
+
+
+@dataclass(slots=True)
+class _Ready:
+    file: CachedFile
+
+
+@dataclass(slots=True)
+class _Failed:
+    error: CafsError
+
+
+class OpenBlob:
+    """A blob that is open: shared by all who have it open, so that it is pulled once.
+
+    A failure is remembered: readers that ask again two or three times get the same answer.
+    """
+
+    def __init__(self, digest: Digest) -> None:
+        self.digest = digest
+        self.users = 0
+        self.settled = trio.Event()
+        self.state: _Pulling | _Ready | _Failed = _Pulling()
+
+    def __repr__(self) -> str:
+        return f"<OpenBlob {self.digest!r} users={self.users} {type(self.state).__name__[1:]}>"
+
+    async def wait(self, patience: float) -> CachedFile:
+        """The content, as soon as it is there and verified.
+
+        Raises what the pull raised, or TimedOut after ``patience`` seconds without progress of
+        the pull; how long it takes in all does not matter.
+        """
+        seen = -1
+        glances = 0
+        while not self.settled.is_set():
+            progress = self._progress()
+            glances = glances + 1 if progress == seen else 0
+            seen = progress
+            if glances > _GLANCES:
+                raise TimedOut(f"the pull of {self.digest} has not moved for {patience:g} s")
+            with trio.move_on_after(patience / _GLANCES):
+                await self.settled.wait()
+        match self.state:
+            case _Ready(file):
+                return file
+            case _Failed(error):
+                # A fresh traceback: each of many readers would add its own to it.
+                raise error.with_traceback(None)
+            case _Pulling():
+                raise AssertionError("settled, but still being pulled")
+
+    async def read(self, offset: int, length: int, *, patience: float) -> bytes | bytearray:
+        """min(length, size − offset) bytes, or an error: never less; raises as ``wait``."""
+        match self.state:
+            case _Ready(file):
+                return await file.read(offset, length)
+            case _:
+                return await (await self.wait(patience)).read(offset, length)
+
+    def _progress(self) -> int:
+        match self.state:
+            case _Pulling(partial=Partial() as partial):
+                return partial.progress
+            case _:
+                return 0
+
+
+class _Inquiry:
+    """A stat on its way, shared by all who ask for it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.outcome: BlobStat | CafsError | None = None
+
+
+class ReadCachingStore(ContentStore):
+    """``cache`` in front of ``upstream``. Pulls and inquiries run as tasks of ``nursery``.
+
+    ``on_size_changed(digest)`` is called when a size that was given out proves wrong.
+    """
+
+    def __init__(
+        self,
+        cache: DiskCache,
+        upstream: ContentStore,
+        nursery: trio.Nursery,
+        *,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._cache = cache
+        self._upstream = upstream
+        self._nursery = nursery
+        self._metrics = metrics or Metrics()
+        self._open: dict[Digest, OpenBlob] = {}
+        self._inquiries: dict[Digest, _Inquiry] = {}
+        self._told: OrderedDict[Digest, BlobStat] = OrderedDict()  # what servers said, or pulls
+        self.on_size_changed: Callable[[Digest], None] = lambda _: None
+
+    # --- from memory, never waiting
+
+    @property
+    def usage(self) -> CacheUsage:
+        """How full the cache is."""
+        return self._cache.usage
+
+    @property
+    def pulling(self) -> int:
+        """Pulls in flight."""
+        return sum(1 for blob in self._open.values() if isinstance(blob.state, _Pulling))
+
+    def cached_size(self, digest: Digest) -> int | None:
+        """The size of a blob that is known to be cached, else None."""
+        return self._cache.known_size(digest)
+
+    def listing(self) -> list[Digest]:
+        """The blobs known to be cached."""
+        return self._cache.listing()
+
+    def is_pulling(self, digest: Digest) -> bool:
+        """True while the blob is in flight."""
+        blob = self._open.get(digest)
+        return blob is not None and isinstance(blob.state, _Pulling)
+
+    def recall(self, digest: Digest) -> BlobStat | None:
+        """What a server has told of a blob, if it is remembered."""
+        return self._told.get(digest)
+
+    # --- the contract
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        missing = await self._cache.find_missing(digests)
+        return await self._upstream.find_missing(missing) if missing else missing
+
+    async def stat(self, digest: Digest) -> BlobStat:
+        """With ``size`` set. If nothing but a pull tells the size, it starts one.
+
+        A caller who is cancelled leaves the inquiry running: the next one finds its answer.
+        """
+        size = self._cache.known_size(digest)
+        if size is not None:
+            return BlobStat(size=size, source="cache")
+        told = self._told.get(digest)
+        if told is not None and told.size is not None:
+            return told
+        inquiry = self._inquiries.get(digest)
+        if inquiry is None:
+            inquiry = self._inquiries[digest] = _Inquiry()
+            self._nursery.start_soon(self._inquire, digest, inquiry)
+        await inquiry.done.wait()
+        if isinstance(inquiry.outcome, CafsError):
+            raise inquiry.outcome
+        if inquiry.outcome is None:
+            raise Unavailable("the inquiry was given up")
+        return inquiry.outcome
+
+    async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+        blob = self.open(digest)
+        try:
+            file = await blob.wait(patience=float("inf"))  # upstream has its own deadlines
+            return await file.copy_to(sink, digest)
+        finally:
+            self.close(blob)
+
+    async def put(self, digest: Digest, source: ContentSource) -> None:
+        await self._upstream.put(digest, source)
+
+    # --- open blobs
+
+    def open(self, digest: Digest) -> OpenBlob:
+        """Open a blob without waiting: it is pulled if it must be, and reads wait for it.
+
+        To be closed by ``close``. Readers of one blob share it; after a failure the next ``open``
+        tries again.
+        """
+        blob = self._open.get(digest)
+        if blob is None:
+            blob = self._open[digest] = OpenBlob(digest)
+            self._nursery.start_soon(self._load, blob)
+        blob.users += 1
+        return blob
+
+    def close(self, blob: OpenBlob) -> None:
+        """The last one to close stops a pull that is still under way."""
+        blob.users -= 1
+        if blob.users:
+            return
+        if self._open.get(blob.digest) is blob:
+            del self._open[blob.digest]
+        match blob.state:
+            case _Ready(file):
+                file.close()
+            case _Pulling(scope):
+                scope.cancel()
+            case _Failed():
+                pass
+
+    def fail_all(self, error: CafsError) -> None:
+        """Wake every waiter with ``error``: before the filesystem goes away."""
+        for blob in list(self._open.values()):
+            if isinstance(blob.state, _Pulling):
+                blob.state.scope.cancel()
+                self._settle(blob, _Failed(error))
+        for inquiry in self._inquiries.values():
+            inquiry.outcome = error
+            inquiry.done.set()
+
+    async def _load(self, blob: OpenBlob) -> None:
+        """Bring a blob from pulling to ready or failed; CafsError reaches all its readers."""
+        pulling = blob.state
+        assert isinstance(pulling, _Pulling)
+        outcome: _Ready | _Failed = _Failed(Unavailable(f"the pull of {blob.digest} was stopped"))
+        with pulling.scope:
+            try:
+                outcome = _Ready(await self._bring(blob.digest, pulling))
+            except CafsError as error:
+                outcome = _Failed(error)
+            except Exception as error:
+                log.exception("pulling %s failed", blob.digest)
+                outcome = _Failed(StoreError(f"pulling {blob.digest} failed: {error}"))
+        self._settle(blob, outcome)
+
+    def _settle(self, blob: OpenBlob, outcome: _Ready | _Failed) -> None:
+        if not isinstance(blob.state, _Pulling) or not blob.users:
+            if isinstance(outcome, _Ready):  # all readers have left meanwhile
+                outcome.file.close()
+            return
+        blob.state = outcome
+        if isinstance(outcome, _Failed) and self._open.get(blob.digest) is blob:
+            del self._open[blob.digest]
+        blob.settled.set()
+
+    async def _bring(self, digest: Digest, pulling: _Pulling) -> CachedFile:
+        try:
+            file = await self._cache.open(digest)
+        except BlobNotFound:
+            self._metrics.cache_misses += 1
+        except StoreError as error:  # a cache may fail; the read may not fail because of it
+            self._metrics.cache_misses += 1
+            log.warning("%s; pulling %s again", error, digest)
+        else:
+            self._metrics.cache_hits += 1
+            return file
+        try:
+            return await self._fill(digest, pulling)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise StoreError(f"cannot write the cache: {error.strerror}") from error
+            raise StoreError(
+                "cannot write the cache: its disk is full", hint="lower --cache-size"
+            ) from error
+
+    async def _fill(self, digest: Digest, pulling: _Pulling) -> CachedFile:
+        began = trio.current_time()
+        partial = pulling.partial = self._cache.begin(digest)
+        self._metrics.pulls += 1
+        try:
+            stat = await self._upstream.pull(digest, partial)
+            self._check_size(digest, stat)
+            file = await self._cache.commit(partial)
+        except CafsError as error:
+            self._metrics.pull_errors += 1
+            if isinstance(error, CorruptBlob):
+                # Its length may have been given out on the word of whoever sent the wrong bytes.
+                self._retract(digest)
+            raise
+        finally:
+            partial.discard()
+        self._metrics.pulled_bytes += file.size
+        log.info(
+            "pulled %s: %d bytes from %s in %.3f s",
+            *(digest, file.size, stat.source, trio.current_time() - began),
+        )
+        return file
+
+    # --- sizes
+
+    async def _inquire(self, digest: Digest, inquiry: _Inquiry) -> None:
+        try:
+            inquiry.outcome = await self._find_out(digest)
+        except CafsError as error:
+            inquiry.outcome = error
+        except Exception as error:
+            log.exception("asking for %s failed", digest)
+            inquiry.outcome = StoreError(f"asking for {digest} failed: {error}")
+        finally:
+            del self._inquiries[digest]
+            inquiry.done.set()
+
+    async def _find_out(self, digest: Digest) -> BlobStat:
+        try:
+            return await self._cache.stat(digest)
+        except (BlobNotFound, StoreError):
+            pass
+        stat = await self._upstream.stat(digest)
+        if stat.size is None:
+            blob = self.open(digest)
+            try:
+                file = await blob.wait(patience=float("inf"))  # upstream has its own deadlines
+                stat = self._told.get(digest) or BlobStat(size=file.size)
+            finally:
+                self.close(blob)
+        self._remember(digest, stat)
+        return stat
+
+    def _check_size(self, digest: Digest, stat: BlobStat) -> None:
+        """A length that was given out and proves wrong would truncate every copy: fail instead."""
+        told = self._told.get(digest)
+        if told is not None and told.size not in {None, stat.size}:
+            raise CorruptBlob(f"{digest} has {stat.size} bytes, {told.source} said {told.size}")
+        self._remember(digest, stat)
+
+    def _remember(self, digest: Digest, stat: BlobStat) -> None:
+        self._told[digest] = stat
+        self._told.move_to_end(digest)
+        if len(self._told) > _REMEMBERED:
+            self._told.popitem(last=False)
+
+    def _retract(self, digest: Digest) -> None:
+        if self._told.pop(digest, None) is not None:
+            self.on_size_changed(digest)

@@ -1,0 +1,185 @@
+"""Cross from packed bytes to content, verifying on the way: the one place where that happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from functools import partial
+
+import trio
+
+from cafsfs.digest import Digest
+from cafsfs.packing import (
+    HEADER_LENGTH,
+    Compression,
+    Packer,
+    UnpackLimits,
+    VerifyingUnpacker,
+    choose_compression,
+)
+from cafsfs.store.contracts import (
+    BlobStat,
+    ContentSink,
+    ContentSource,
+    ContentStore,
+    PackedBody,
+    PackedStore,
+)
+from cafsfs.store.pump import PIECE, pump
+
+
+class UnpackingStore(ContentStore):
+    """The content of a packed store.
+
+    Unpacking, hashing and the sink's writes run in one hop a MiB, in threads of ``limiter``.
+    ``compression`` is what uploads are packed with where that is worth it.
+    """
+
+    def __init__(
+        self,
+        packed: PackedStore,
+        *,
+        limiter: trio.CapacityLimiter,
+        compression: Compression = Compression.NONE,
+        limits: UnpackLimits | None = None,
+    ) -> None:
+        self._packed = packed
+        self._limiter = limiter
+        self._compression = compression
+        self._limits = limits or UnpackLimits()
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        return await self._packed.find_absent(digests)
+
+    async def stat(self, digest: Digest) -> BlobStat:
+        packed = await self._packed.inspect(digest)
+        header = packed.header
+        return BlobStat(
+            size=None if header is None else header.content_length_in(packed.length),
+            packed_size=packed.length,
+            compression=None if header is None else header.compression,
+            source=self._packed.name,
+        )
+
+    async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+        async with self._packed.fetch(digest) as body:
+            unpacking = _Unpacking(digest, sink, body.length, self._limits)
+            in_thread = partial(trio.to_thread.run_sync, limiter=self._limiter)
+            await pump(body.readinto, partial(in_thread, unpacking.feed), length=body.length)
+            if not unpacking.finished:
+                await in_thread(unpacking.finish)
+        return unpacking.stat(self._packed.name)
+
+    async def put(self, digest: Digest, source: ContentSource) -> None:
+        await self._packed.deposit(digest, partial(self._pack, source))
+
+    def _pack(self, source: ContentSource) -> PackedBody:
+        if self._compression is Compression.NONE:
+            return _PlainBody(source, self._limiter)
+        return _CompressedBody(source, self._compression, self._limiter)
+
+
+class _Unpacking:
+    """One attempt at a pull; all methods but ``stat`` run in worker threads."""
+
+    def __init__(
+        self, digest: Digest, sink: ContentSink, length: int | None, limits: UnpackLimits
+    ) -> None:
+        self._sink = sink
+        self._length = length
+        self._unpacker = VerifyingUnpacker(digest, sink.write, packed_length=length, limits=limits)
+        self._taken = 0
+        self._size = 0
+        self.finished = False
+
+    def feed(self, piece: memoryview) -> None:
+        if self._taken == 0:
+            self._sink.restart()
+        self._taken += len(piece)
+        self._unpacker.feed(piece)
+        if self._taken == self._length:  # spares a small blob the second hop
+            self.finish()
+
+    def finish(self) -> None:
+        self._size = self._unpacker.finish()
+        self.finished = True
+
+    def stat(self, source: str) -> BlobStat:
+        header = self._unpacker.header
+        return BlobStat(
+            size=self._size,
+            packed_size=self._taken,
+            compression=None if header is None else header.compression,
+            source=source,
+            verified_at=int(time.time()),
+        )
+
+
+class _PlainBody:
+    """A NONE body: the header, then the content as it is."""
+
+    def __init__(self, source: ContentSource, limiter: trio.CapacityLimiter) -> None:
+        self._source = source
+        self._limiter = limiter
+        self._header = Packer(Compression.NONE, source.size).begin()
+        self._offset = 0  # in the packed blob
+        self.length: int | None = HEADER_LENGTH + source.size
+
+    async def readinto(self, buffer: memoryview) -> int:
+        count = await trio.to_thread.run_sync(self._read, buffer, limiter=self._limiter)
+        self._offset += count
+        return count
+
+    def _read(self, buffer: memoryview) -> int:
+        start = self._header[self._offset : self._offset + len(buffer)]
+        buffer[: len(start)] = start
+        offset = max(0, self._offset - HEADER_LENGTH)
+        count = len(start)
+        while count < len(buffer) and offset < self._source.size:
+            got = self._source.read_at(buffer[count:], offset)
+            if got == 0:
+                break
+            count += got
+            offset += got
+        return count
+
+
+class _CompressedBody:
+    """A compressed body; packs as it is read."""
+
+    length: int | None = None
+
+    def __init__(
+        self, source: ContentSource, compression: Compression, limiter: trio.CapacityLimiter
+    ) -> None:
+        self._source = source
+        self._preferred = compression
+        self._limiter = limiter
+        self._packer: Packer | None = None
+        self._offset = 0
+        self._packed = memoryview(b"")  # packed, not yet read
+        self._ended = False
+
+    async def readinto(self, buffer: memoryview) -> int:
+        return await trio.to_thread.run_sync(self._read, buffer, limiter=self._limiter)
+
+    def _read(self, buffer: memoryview) -> int:
+        while not self._packed and not self._ended:
+            self._packed = memoryview(self._pack_more())
+        count = min(len(buffer), len(self._packed))
+        buffer[:count] = self._packed[:count]
+        self._packed = self._packed[count:]
+        return count
+
+    def _pack_more(self) -> bytes | memoryview:
+        piece = memoryview(bytearray(max(1, min(PIECE, self._source.size - self._offset))))
+        piece = piece[: self._source.read_at(piece, self._offset)]
+        self._offset += len(piece)
+        if self._packer is None:
+            compression = choose_compression(self._source.size, bytes(piece[:4]), self._preferred)
+            self._packer = Packer(compression, self._source.size)
+            return self._packer.begin() + self._packer.feed(piece)
+        if piece:
+            return self._packer.feed(piece)
+        self._ended = True
+        return self._packer.finish()
