@@ -1,0 +1,226 @@
+"""The public client: what users of the asyncio client know, on Trio, and verified."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import trio
+
+from cafsfs.client.remote import RemoteStore
+from cafsfs.client.servers import Deadlines, Server
+from cafsfs.digest import Digest
+from cafsfs.errors import CafsError, UsageError
+from cafsfs.packing import Compression
+from cafsfs.store.contracts import BlobStat, ContentStore
+from cafsfs.store.fallback import FallbackStore
+from cafsfs.store.files import FileSource, pull_to_file
+from cafsfs.store.memory import NullSink
+from cafsfs.store.retrying import RetryingStore
+from cafsfs.store.unpacking import UnpackingStore
+
+T = TypeVar("T")
+
+_WORKERS = 4  # threads that hash, unpack, read and write; two cores are busy with two
+
+
+class BatchError(CafsError):
+    """Some blobs of a batch failed; the others are done.
+
+    ``failures`` maps each hash (or path, for uploads) to its error.
+    """
+
+    def __init__(self, failures: dict[str, CafsError], total: int) -> None:
+        first = next(iter(failures.values()))
+        super().__init__(f"{len(failures)} of {total} failed, the first with: {first}")
+        self.failures = failures
+
+
+class CafsClient:
+    """Check, measure, pull and upload blobs on CAFS servers.
+
+    ::
+
+        async with CafsClient("/data", ["cafs1.example.com", "10.0.0.2:2403"]) as client:
+            digest = await client.stream(Path("asset.bin"), compression=Compression.ZSTD)
+            await client.pull(digest, Path("copy.bin"))
+
+    Several servers are taken to hold the same content, the first being preferred. Each operation
+    has ``retry``: with it (the default) the operation goes on over the other connections and
+    servers until one succeeds or all have failed; without it, it fails at the first error. Either
+    way a pooled connection that proves dead before any byte of the answer is replaced once.
+
+    Every pull is verified against its hash; wrong bytes are an error of that server, and with
+    ``retry`` the next one is tried. All errors are CafsError: BlobNotFound when all servers have
+    said so, Unavailable when nobody could tell (its subclass TimedOut: ``deadlines``, in seconds),
+    CorruptBlob, ServerRefused, RemoteProtocolError, StoreError for local files, InvalidDigest.
+
+    Hashes are given as Digest or as 64 lower-case hexadecimal digits, and returned as the latter.
+    """
+
+    def __init__(
+        self,
+        server_root: str,
+        servers: Collection[str],
+        *,
+        connections_per_server: int = 4,
+        connect_timeout: float = 5.0,
+        answer_timeout: float = 30.0,
+        progress_timeout: float = 30.0,
+    ) -> None:
+        if not servers:
+            raise UsageError("a client needs at least one server")
+        if connections_per_server < 1:
+            raise UsageError("a client needs at least one connection per server")
+        deadlines = Deadlines(
+            connect=connect_timeout, answer=answer_timeout, progress=progress_timeout
+        )
+        parsed = dict.fromkeys(Server.parse(each) for each in servers)
+        self._remotes = [
+            RemoteStore(each, server_root, connections=connections_per_server, deadlines=deadlines)
+            for each in parsed
+        ]
+        self._connections = connections_per_server
+        self._limiter = trio.CapacityLimiter(_WORKERS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the idle connections."""
+        for remote in self._remotes:
+            remote.close()
+        await trio.lowlevel.checkpoint()
+
+    async def check(self, blob_hash: Digest | str, *, retry: bool = True) -> bool:
+        """Is the blob on any of the servers?"""
+        digest = _digest(blob_hash)
+        return not await self._store(retry=retry).find_missing([digest])
+
+    async def check_batch(
+        self, hashes: Iterable[Digest | str], *, retry: bool = True
+    ) -> dict[str, bool]:
+        """Which of the blobs are there; pipelined, a round trip a thousand."""
+        digests = [_digest(each) for each in hashes]
+        missing = await self._store(retry=retry).find_missing(digests)
+        return {digest.hex: digest not in missing for digest in digests}
+
+    async def size(self, blob_hash: Digest | str, *, retry: bool = True) -> int:
+        """The length of the *content* in bytes.
+
+        Costs a round trip or two; a whole pull only where nothing else tells the length (compressed
+        blobs of the asyncio client).
+        """
+        stat = await self.stat(blob_hash, retry=retry)
+        if stat.size is None:
+            raise AssertionError("a complete stat has a size")
+        return stat.size
+
+    async def stat(self, blob_hash: Digest | str, *, retry: bool = True) -> BlobStat:
+        """Content size, packed size (bytes), compression, and the server that told."""
+        return await full_stat(self._store(retry=retry), _digest(blob_hash))
+
+    async def pull(self, blob_hash: Digest | str, path: Path, *, retry: bool = True) -> None:
+        """Pull a blob to ``path``, by a temporary file beside it that is renamed when verified."""
+        store = self._store(retry=retry)
+        await pull_to_file(store, _digest(blob_hash), Path(path), limiter=self._limiter)
+
+    async def pull_batch(
+        self,
+        blobs: Iterable[tuple[Digest | str, Path]],
+        *,
+        retry: bool = True,
+        max_concurrent: int | None = None,
+    ) -> None:
+        """Pull many blobs; all are tried, then BatchError tells which failed."""
+
+        async def pull(blob: tuple[Digest | str, Path]) -> None:
+            await self.pull(*blob, retry=retry)
+
+        items = [(str(each[0]), each) for each in blobs]
+        await self._batch(pull, items, max_concurrent)
+
+    async def stream(
+        self, path: Path, compression: Compression = Compression.NONE, *, retry: bool = True
+    ) -> str:
+        """Upload a file (STRM) and return its hash, which is computed first.
+
+        Small files and files that are compressed already are sent as they are. Raises CorruptBlob
+        if the file changes meanwhile.
+        """
+        source = await trio.to_thread.run_sync(FileSource, Path(path), limiter=self._limiter)
+        try:
+            await self._store(retry=retry, compression=compression).put(source.digest, source)
+        finally:
+            source.close()
+        return source.digest.hex
+
+    async def stream_batch(
+        self,
+        paths: Iterable[Path],
+        compression: Compression = Compression.NONE,
+        *,
+        retry: bool = True,
+        max_concurrent: int | None = None,
+    ) -> list[str]:
+        """Upload many files; returns their hashes in the order of ``paths``, or BatchError."""
+        hashes: dict[str, str] = {}
+
+        async def stream(path: Path) -> None:
+            hashes[str(path)] = await self.stream(path, compression, retry=retry)
+
+        items = [(str(path), path) for path in paths]
+        await self._batch(stream, items, max_concurrent)
+        return [hashes[name] for name, _ in items]
+
+    def _store(self, *, retry: bool, compression: Compression = Compression.NONE) -> ContentStore:
+        stores: list[ContentStore] = [
+            UnpackingStore(remote, limiter=self._limiter, compression=compression)
+            for remote in self._remotes
+        ]
+        if not retry:
+            return stores[0]
+        return FallbackStore([RetryingStore(each, attempts=self._connections) for each in stores])
+
+    async def _batch(
+        self,
+        operation: Callable[[T], Awaitable[None]],
+        items: Sequence[tuple[str, T]],
+        max_concurrent: int | None,
+    ) -> None:
+        workers = max_concurrent or self._connections * len(self._remotes)
+        failures: dict[str, CafsError] = {}
+        waiting = iter(items)
+
+        async def work() -> None:
+            for name, item in waiting:
+                try:
+                    await operation(item)
+                except CafsError as error:
+                    failures[name] = error
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(workers, len(items))):
+                nursery.start_soon(work)
+        if failures:
+            raise BatchError(failures, len(items))
+
+
+async def full_stat(store: ContentStore, digest: Digest) -> BlobStat:
+    """A stat with its size, by a pull that is thrown away where nothing cheaper tells it."""
+    stat = await store.stat(digest)
+    return stat if stat.size is not None else await store.pull(digest, NullSink())
+
+
+def _digest(given: Digest | str) -> Digest:
+    return given if isinstance(given, Digest) else Digest.parse(given)

@@ -1,0 +1,61 @@
+"""Where a CAFS server is, and how long to wait for it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from cafsfs.errors import UsageError
+
+DEFAULT_PORT = 2403
+
+_BRACKETED = re.compile(r"\[(?P<host>[^\]]*)\](?::(?P<port>[^:]*))?")
+_PLAIN = re.compile(r"(?P<host>[^:\[\]]*)(?::(?P<port>[^:]*))?")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Server:
+    """A host name or address, and a TCP port."""
+
+    host: str
+    port: int = DEFAULT_PORT
+
+    @classmethod
+    def parse(cls, text: str) -> Server:
+        """Read ``host``, ``host:port``, ``[::1]`` or ``[::1]:port``; raises UsageError."""
+        found = _BRACKETED.fullmatch(text) or _PLAIN.fullmatch(text)
+        if found is None or not found["host"] or found["host"] != found["host"].strip():
+            raise UsageError(
+                f"`{text}` is not a server",
+                hint="a server is `host`, `host:port` or `[IPv6 address]:port`",
+            )
+        port = found["port"]
+        if port is None:
+            return cls(found["host"])
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+            raise UsageError(f"`{port}` is not a port", hint="a port is a number from 1 to 65535")
+        return cls(found["host"], int(port))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long to wait for a server, in seconds. Nothing waits without one of these.
+
+    ``connect`` covers name resolution, connecting and the greeting. ``answer`` is the time to the
+    first byte of an answer; an answer to PULL gets one second more for each ``disk_rate`` bytes
+    of packed length, for deployed servers read the whole blob before they answer (protocol page,
+    section 3.4). ``progress`` is the time between two pieces of a body, in either direction.
+    """
+
+    connect: float = 5.0
+    answer: float = 30.0
+    progress: float = 30.0
+    disk_rate: float = 20e6
+
+    def for_pull(self, packed_length: int) -> float:
+        """Seconds that the answer to PULL may take."""
+        return self.answer + packed_length / self.disk_rate

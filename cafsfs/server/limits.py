@@ -1,0 +1,50 @@
+"""What a server does not let its clients do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from cafsfs.errors import TimedOut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one server; sizes in bytes, times in seconds, rates in bytes a second.
+
+    ``connections`` at once; one more is closed at once. ``idle`` is how long a connection may be
+    silent between commands (deployed servers: 30 minutes). ``stall`` is how long it may be silent
+    in the middle of something. ``rate`` is what a body must bring or take, averaged over
+    ``stall`` seconds: one byte now and then does not hold a connection for ever.
+    ``blob`` bounds the packed length of an upload, ``content`` what it may unpack to.
+    ``grace`` is what transfers get to finish when the server stops.
+    """
+
+    connections: int = 1000
+    idle: float = 30 * 60
+    stall: float = 60
+    rate: float = 1024
+    blob: int = 64 << 30
+    content: int = 64 << 30
+    grace: float = 10
+
+
+class Pace:
+    """Tells a slow transfer from a stalled one that pretends: see Limits.rate."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._since = trio.current_time()
+        self._moved = 0
+
+    def moved(self, count: int) -> None:
+        """Note ``count`` bytes; raises TimedOut if those of the last while are too few."""
+        self._moved += count
+        now = trio.current_time()
+        span = now - self._since
+        if span < self._limits.stall:
+            return
+        if self._moved < span * self._limits.rate:
+            raise TimedOut(f"only {self._moved} bytes in {span:.0f} s")
+        self._since, self._moved = now, 0

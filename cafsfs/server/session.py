@@ -1,0 +1,314 @@
+"""One client's connection: commands in, answers out, in order, under limits."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from cafsfs.digest import Digest
+from cafsfs.errors import (
+    BlobNotFound,
+    CafsError,
+    ConnectionBroken,
+    CorruptBlob,
+    RangeError,
+    RemoteProtocolError,
+    Unavailable,
+)
+from cafsfs.server.limits import Limits, Pace
+from cafsfs.store.contracts import PackedBody, PackedStore
+from cafsfs.store.local_root import FileBody
+from cafsfs.store.pump import PIECE
+from cafsfs.transport import Transport
+from cafsfs.wire import (
+    CHUNK_STEP,
+    NEED_DATA,
+    Aborted,
+    Absent,
+    Accepted,
+    BadRequest,
+    Check,
+    Command,
+    Connection,
+    Data,
+    EndOfBody,
+    Event,
+    FileError,
+    Greeting,
+    Have,
+    Measure,
+    Message,
+    PackedLength,
+    PeerClosed,
+    Pull,
+    Push,
+    Role,
+    Root,
+    Stream,
+    Take,
+    Version,
+)
+
+_BUFFER = 256 << 10  # bytes received at once
+_VERSION = 1
+PENALTY = 2.0  # seconds that deployed servers sleep after an unknown command
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one connection did, for its log line."""
+
+    root: str = ""
+    commands: int = 0
+    refused: list[str] = field(default_factory=list)
+
+
+class Session:
+    """Serves one connected socket until the client leaves or breaks a rule.
+
+    ``open_root`` maps the bytes of a root to its store, or to None: an unknown root is not
+    refused, everything is absent below it (protocol page, section 2).
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        open_root: Callable[[bytes], Awaitable[PackedStore | None]],
+        limits: Limits,
+        limiter: trio.CapacityLimiter,
+    ) -> None:
+        self._transport = transport
+        self._open_root = open_root
+        self._limits = limits
+        self._limiter = limiter
+        self._wire = Connection(Role.SERVER)
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._store: PackedStore | None = None
+        self.tally = Tally()
+        self.busy = False  # in the middle of a command
+
+    async def run(self) -> None:
+        """Serve; raises CafsError with the reason why it ended early."""
+        await self._send(Greeting(_VERSION))
+        event = await self._next(self._limits.stall)
+        if isinstance(event, PeerClosed):
+            return
+        if isinstance(event, Version) and event.version != _VERSION:
+            if event.version == 2:
+                # Deployed servers without a secret close without a word.
+                raise RemoteProtocolError("client asks for authentication, there is no secret")
+            await self._send(BadRequest())
+            raise RemoteProtocolError(f"client asks for version {event.version:03d}")
+        await self._send(Accepted())
+        root = await self._next(self._limits.stall)
+        if isinstance(root, Root):
+            self.tally.root = root.name.decode(errors="backslashreplace")
+            self._store = await self._open_root(root.name)
+            await self._serve_commands()
+
+    async def _serve_commands(self) -> None:
+        while True:
+            try:
+                event = await self._next(self._limits.idle)
+            except RemoteProtocolError:
+                await trio.sleep(PENALTY)
+                raise
+            if isinstance(event, PeerClosed):
+                return
+            self.busy = True
+            self.tally.commands += 1
+            await self._serve(event)
+            self.busy = False
+
+    async def _serve(self, command: Event) -> None:
+        match command:
+            case Check(digest):
+                await self._send(await self._answer(command, self._check(digest)))
+            case Measure(digest):
+                await self._send(await self._answer(command, self._measure(digest)))
+            case Pull():
+                await self._serve_pull(command)
+            case Push(digest) | Stream(digest):
+                await self._serve_upload(command, digest)
+            case _:
+                raise AssertionError(f"{command} is no command")
+
+    async def _answer(self, command: Command, work: Awaitable[Message]) -> Message:
+        """The answer, or the one that tells of its failure; the failure is logged."""
+        try:
+            return await work
+        except BlobNotFound:
+            return Absent()
+        except Unavailable:  # the client's connection: nobody is there to read an answer
+            raise
+        except CafsError as error:
+            self.tally.refused.append(f"{type(command).__name__}: {error}")
+            return FileError()
+
+    async def _check(self, digest: Digest) -> Message:
+        if self._store is None or await self._store.find_absent([digest]):
+            return Absent()
+        return Have()
+
+    async def _measure(self, digest: Digest) -> Message:
+        if self._store is None:
+            return Absent()
+        return PackedLength((await self._store.inspect(digest)).length)
+
+    # --- downloads
+
+    async def _serve_pull(self, pull: Pull) -> None:
+        if self._store is None:
+            await self._send(Absent())
+            return
+        started = False
+        try:
+            fetch = self._store.fetch(
+                pull.digest, offset=pull.chunk * CHUNK_STEP, length=pull.length or None
+            )
+            async with fetch as body:
+                if body.length is None:
+                    raise RangeError("a body without a length cannot be announced")
+                announced = self._wire.send(Take(pull.digest, body.length, pull.chunk))
+                started = True
+                await self._send_body(announced, body)
+        except CafsError as error:
+            if started:  # too late to say so: the client sees the body break off
+                raise
+            answer = Absent() if isinstance(error, BlobNotFound) else FileError()
+            if isinstance(answer, FileError):
+                self.tally.refused.append(f"Pull: {error}")
+            await self._send(answer)
+
+    async def _send_body(self, announced: bytes, body: PackedBody) -> None:
+        pace = Pace(self._limits)
+        if isinstance(body, FileBody):
+            # One write brings the announcement and all of a small blob.
+            await self._write([announced, body.head], pace)
+            self._wire.sent_body(len(body.head))
+            await self._send_file(body, len(body.head), pace)
+            return
+        await self._write([announced])
+        piece = memoryview(bytearray(PIECE))
+        while self._wire.body_to_send:
+            count = await body.readinto(piece[: self._wire.body_to_send])
+            if count == 0:
+                raise CorruptBlob("a stored blob ended early")
+            await self._write([piece[:count]], pace)
+            self._wire.sent_body(count)
+
+    async def _send_file(self, body: FileBody, done: int, pace: Pace) -> None:
+        while self._wire.body_to_send:
+            count = await self._transport.send_file(
+                body.descriptor,
+                body.offset + done,
+                self._wire.body_to_send,
+                deadline=self._limits.stall,
+                limiter=self._limiter,
+            )
+            if count == 0:
+                raise CorruptBlob("a stored blob became shorter while it was being sent")
+            done += count
+            pace.moved(count)
+            self._wire.sent_body(count)
+
+    # --- uploads
+
+    async def _serve_upload(self, command: Push | Stream, digest: Digest) -> None:
+        length = command.length if isinstance(command, Push) else None
+        body = _Upload(self, length, Pace(self._limits), self._limits.blob)
+        answer = await self._answer(command, self._store_upload(digest, body))
+        await body.drain()
+        await self._send(answer)
+
+    async def _store_upload(self, digest: Digest, body: _Upload) -> Message:
+        if self._store is None:
+            return FileError()
+        if await self._store.find_absent([digest]):
+            await self._store.deposit(digest, lambda: body)
+        return Have()
+
+    async def read_upload(self, buffer: memoryview) -> int | Data | EndOfBody | Aborted:
+        """The next piece of an upload: an event, or a count of bytes read into ``buffer``."""
+        remaining = self._wire.body_remaining
+        if remaining == 0:
+            event = await self._next(self._limits.stall)
+            if not isinstance(event, Data | EndOfBody | Aborted):
+                raise AssertionError(f"{event} is no part of an upload")
+            return event
+        count = await self._receive(buffer[:remaining], self._limits.stall)
+        if count == 0:
+            raise ConnectionBroken("client went away in the middle of an upload")
+        self._wire.received_body(count)
+        return count
+
+    # --- bytes in and out
+
+    async def _next(self, deadline: float) -> Event:
+        while (event := self._wire.next_event()) is NEED_DATA:
+            count = await self._receive(self._buffer, deadline)
+            self._wire.receive_data(self._buffer[:count])
+        return event
+
+    async def _receive(self, buffer: memoryview, deadline: float) -> int:
+        return await self._transport.recv_into(buffer, deadline=deadline)
+
+    async def _send(self, message: Message) -> None:
+        await self._write([self._wire.send(message)])
+
+    async def _write(self, parts: Sequence[bytes | memoryview], pace: Pace | None = None) -> None:
+        progress = None if pace is None else pace.moved
+        await self._transport.send(parts, deadline=self._limits.stall, progress=progress)
+
+
+class _Upload:
+    """What a client uploads, as a packed body; read once, to its end or until it is refused."""
+
+    def __init__(self, session: Session, length: int | None, pace: Pace, limit: int) -> None:
+        self._session = session
+        self._pace = pace
+        self._limit = limit
+        self._taken = 0
+        self._piece = memoryview(b"")  # received, not yet read
+        self._ended = False
+        self.length = length
+
+    async def readinto(self, buffer: memoryview) -> int:
+        while not self._piece:
+            if self._ended:
+                return 0
+            if self._taken > self._limit or (self.length or 0) > self._limit:
+                raise _OversizedUpload(f"an upload is over the limit of {self._limit} bytes")
+            got = await self._session.read_upload(buffer)
+            if isinstance(got, int):
+                self._count(got)
+                self._ended = self._taken == self.length
+                return got
+            if isinstance(got, Data):
+                self._count(len(got.data))
+                self._piece = got.data
+            else:
+                self._ended = True
+            if isinstance(got, Aborted):
+                raise CorruptBlob("the client gave an upload up")
+        count = min(len(buffer), len(self._piece))
+        buffer[:count] = self._piece[:count]
+        self._piece = self._piece[count:]
+        return count
+
+    async def drain(self) -> None:
+        """Read what is left, so that the connection stays in step; raises if it is too much."""
+        buffer = memoryview(bytearray(PIECE))
+        self._piece = memoryview(b"")
+        while await self.readinto(buffer):
+            pass
+
+    def _count(self, count: int) -> None:
+        self._taken += count
+        self._pace.moved(count)
+
+
+class _OversizedUpload(CorruptBlob):
+    """Over the limit: not even worth reading to its end."""
