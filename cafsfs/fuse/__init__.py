@@ -1,0 +1,1 @@
+"""The adapter to FUSE: translation, errno, mounting, the session. Only this room knows pyfuse3."""

@@ -1,0 +1,170 @@
+"""What is mounted where, and how to mount and unmount, without ever touching a mount.
+
+A stat of a hung mount hangs, and the process that does it cannot be killed. So everything here
+reads ``/proc/self/mountinfo`` and talks to ``fusermount3``; it never looks at a mount point that is
+ours.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cafsfs.errors import MountError
+
+FSTYPE = "fuse.cafsfs"
+_HELPER_DEADLINE = 20.0  # seconds that fusermount3 may take
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo. ``minor`` names the connection in /sys/fs/fuse/connections."""
+
+    point: str
+    minor: int
+    fstype: str
+    source: str
+
+
+def list_mounts() -> list[Mount]:
+    """All mounts of this mount namespace, the latest last."""
+    mounts = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, rest = before.split(" "), after.split(" ")
+        minor = int(fields[2].partition(":")[2])
+        mounts.append(Mount(_unescape(fields[4]), minor, rest[0], _unescape(rest[1])))
+    return mounts
+
+
+def find_mount(point: str) -> Mount | None:
+    """What is mounted on top at ``point`` (see ``canonical``), or None."""
+    return next((each for each in reversed(list_mounts()) if each.point == point), None)
+
+
+def canonical(path: str) -> str:
+    """The path of a mount point as mountinfo has it; looks at its parents only, not at itself."""
+    absolute = os.path.abspath(path)
+    parent, name = os.path.split(absolute)
+    return os.path.join(os.path.realpath(parent), name) if name else absolute
+
+
+def attach(point: str, options: Sequence[str]) -> int:
+    """Mount and return the descriptor of the session; raises MountError with the reason.
+
+    fusermount3 does it for root and for ordinary users alike: one way, with its messages.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        command = ["fusermount3", "-o", ",".join(options), "--", point]
+        environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C"}
+        said = _run(command, env=environment, pass_fds=[theirs.fileno()])
+        theirs.close()
+        ours.settimeout(_HELPER_DEADLINE)
+        descriptor = _receive_descriptor(ours)
+    if descriptor is None:
+        raise MountError(
+            f"cannot mount on `{point}`: {said or 'fusermount3 gave no descriptor'}",
+            hint=_mount_hint(said),
+        )
+    return descriptor
+
+
+def detach(point: str, *, lazy: bool) -> None:
+    """Unmount; raises MountError with what fusermount3 said."""
+    said = _run(["fusermount3", "-u", *(["-z"] if lazy else []), "--", point])
+    if said:
+        hint = None
+        if "busy" in said.lower():
+            hint = f"a process uses it (`fuser -vm {point}` tells which); or pass --lazy or --force"
+        raise MountError(f"cannot unmount `{point}`: {said}", hint=hint)
+
+
+def abort(mount: Mount) -> None:
+    """Cut the kernel's connection: everything that waits fails at once.
+
+    Raises MountError where this user may not.
+    """
+    path = _CONNECTIONS / str(mount.minor) / "abort"
+    try:
+        path.write_text("1")
+    except FileNotFoundError:
+        if not any(_CONNECTIONS.iterdir()) and not os.path.ismount(_CONNECTIONS):
+            raise MountError(
+                f"cannot abort `{mount.point}`: there is no fusectl filesystem",
+                hint=f"mount it: mount -t fusectl fusectl {_CONNECTIONS}",
+            ) from None
+        # The connection is dead already: nothing waits on it.
+    except OSError as error:
+        raise MountError(f"cannot abort `{mount.point}`: {error.strerror}") from error
+
+
+def kernel_setting(minor: int, name: str) -> int | None:
+    """A number from the connection's directory (max_background, waiting), None if unreadable."""
+    try:
+        return int((_CONNECTIONS / str(minor) / name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _run(
+    command: list[str], *, env: dict[str, str] | None = None, pass_fds: Sequence[int] = ()
+) -> str:
+    """Run fusermount3; what it complained about, or "" if it succeeded."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=env,
+            pass_fds=pass_fds,
+            timeout=_HELPER_DEADLINE,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise MountError(
+            "fusermount3 is not installed", hint="install it: apt-get install fuse3"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise MountError(f"fusermount3 did not finish within {_HELPER_DEADLINE:g} s") from None
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.decode(errors="replace").strip().replace("fusermount3: ", "")
+    return said.replace("\n", "; ") or f"fusermount3 failed with status {done.returncode}"
+
+
+def _receive_descriptor(sock: socket.socket) -> int | None:
+    space = socket.CMSG_SPACE(array.array("i").itemsize)
+    try:
+        _, ancillary, _, _ = sock.recvmsg(1, space, socket.MSG_CMSG_CLOEXEC)
+    except TimeoutError:
+        return None
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            return int.from_bytes(data[: array.array("i").itemsize], sys.byteorder)
+    return None
+
+
+def _mount_hint(said: str) -> str | None:
+    if "user_allow_other" in said:
+        return "add a line `user_allow_other` to /etc/fuse.conf, or mount without allow_other"
+    if "/dev/fuse" in said or "fuse device" in said:
+        return "load the kernel module (modprobe fuse); in a container, pass it: --device /dev/fuse"
+    if "Permission denied" in said or "not permitted" in said:
+        return "the directory must be yours and writable; in a container, add CAP_SYS_ADMIN"
+    if "not connected" in said:
+        return "a dead mount is in the way; clear it: cafsfs unmount --lazy MOUNTPOINT"
+    return None
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)

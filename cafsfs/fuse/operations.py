@@ -1,0 +1,175 @@
+"""FUSE handlers: unwrap, one call into ``vfs/``, wrap; under one guard."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+
+from cafsfs.errors import BlobNotFound, CafsError, NoSuchName
+from cafsfs.fuse.errno_table import errno_of
+from cafsfs.metrics import Metrics
+from cafsfs.vfs.filesystem import ABSENT_FOR, FOREVER, Attributes, FileSystem
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_BLOCK = 4096  # bytes; the unit of statfs
+_NAME_MAX = 97  # 64 digits, a dot, an extension of 32
+
+
+def guarded(
+    handler: Callable[Concatenate[Operations, P], Awaitable[R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """Let nothing but FUSEError leave a handler: anything else would end the process.
+
+    What we raise on purpose becomes its errno and a line in the log, for the errno is all that a
+    reader gets; what nobody expected becomes EIO and a traceback. Cancelled passes.
+    """
+
+    @functools.wraps(handler)
+    async def guard(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except CafsError as error:
+            if not isinstance(error, NoSuchName):
+                log.warning("%s: %s", handler.__name__, error)
+            raise pyfuse3.FUSEError(errno_of(error)) from None
+        except Exception:
+            self.metrics.handler_errors += 1
+            log.exception("%s failed", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return guard
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount; FLUSH stays ENOSYS on purpose, it is never asked again then."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, filesystem: FileSystem, metrics: Metrics) -> None:
+        super().__init__()
+        self._fs = filesystem
+        self.metrics = metrics
+
+    @guarded
+    async def lookup(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        try:
+            return self._entry(await self._fs.lookup(parent_inode, name))
+        except NoSuchName:
+            return _absent(FOREVER)
+        except BlobNotFound:
+            return _absent(ABSENT_FOR)
+
+    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
+        for inode, lookups in inode_list:
+            self._fs.forget(inode, lookups)
+
+    @guarded
+    async def getattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._fs.getattr(inode))
+
+    @guarded
+    async def open(
+        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        handle, immutable = await self._fs.open(inode)
+        # Never direct_io for a blob: a reader that waits in it cannot be killed (tried).
+        return pyfuse3.FileInfo(
+            fh=pyfuse3.FileHandleT(handle), keep_cache=immutable, direct_io=not immutable
+        )
+
+    @guarded
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        return await self._fs.read(fh, off, size)  # type: ignore[return-value]  # any buffer does
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        self._fs.release(fh)
+
+    @guarded
+    async def opendir(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileHandleT:
+        return pyfuse3.FileHandleT(self._fs.opendir(inode))
+
+    @guarded
+    async def readdir(
+        self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
+    ) -> None:
+        for name, attributes, following in self._fs.readdir(fh, start_id):
+            entry = self._entry(attributes)
+            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, following):
+                self._fs.passed_over(attributes.inode)
+                return
+            self._fs.listed(attributes.inode)
+
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        self._fs.release(fh)
+
+    @guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        space = self._fs.statfs()
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = _BLOCK
+        data.f_blocks = space.total // _BLOCK
+        data.f_bfree = data.f_bavail = (space.total - space.used) // _BLOCK
+        data.f_files = space.files
+        data.f_ffree = data.f_favail = 0
+        data.f_namemax = _NAME_MAX
+        return data
+
+    @guarded
+    async def getxattr(
+        self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
+    ) -> bytes:
+        value = await self._fs.getxattr(inode, name)
+        if value is None:
+            # Never ENOSYS: the kernel would not ask again, for any file.
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return value
+
+    @guarded
+    async def listxattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> Sequence[pyfuse3.XAttrNameT]:
+        return []
+
+    def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(attributes.inode)
+        entry.entry_timeout = FOREVER
+        entry.attr_timeout = attributes.remember
+        entry.st_mode = pyfuse3.ModeT(attributes.mode)
+        entry.st_nlink = 1
+        entry.st_uid = self._fs.options.uid
+        entry.st_gid = self._fs.options.gid
+        entry.st_size = attributes.size
+        entry.st_blksize = _BLOCK
+        entry.st_blocks = attributes.blocks
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.time_ns
+        return entry
+
+
+def _absent(seconds: float) -> pyfuse3.EntryAttributes:
+    """A negative answer that the kernel remembers: only inode 0 with a timeout is one."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(0)
+    entry.entry_timeout = seconds
+    return entry

@@ -1,0 +1,209 @@
+"""One mount from attaching to detaching. One per process: pyfuse3's session is global.
+
+In order: attach (fusermount3), INIT through a socket pair (see ``init_patch``), the loop, and at
+the end, whatever ended it: fail all waiters, leave the loop, detach. The daemon never touches its
+own mount: a statvfs in a thread, while a handler hangs, would leave a zombie that even SIGKILL
+does not end (tried).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import pyfuse3
+import trio
+
+from cafsfs.errors import CafsError, MountError, Unavailable
+from cafsfs.fuse import mounts
+from cafsfs.fuse.init_patch import patch_answer
+from cafsfs.fuse.operations import Operations
+from cafsfs.metrics import Metrics
+from cafsfs.vfs.filesystem import FileSystem
+
+log = logging.getLogger(__name__)
+
+# pyfuse3's default of 99 would hold back requests before max_background (256) does, and a task
+# that waits costs next to nothing.
+_MAX_TASKS = 1024
+_INIT_DEADLINE = 10.0  # seconds for the kernel to send INIT and for libfuse to answer
+_MESSAGE = 1 << 16  # bytes; INIT and its answer have about 100
+# What a lookup may wait for the network where lookups run one at a time.
+_HURRIED_LOOKUP = 1.0  # seconds
+_NUDGE = 0.05  # seconds between attempts to end pyfuse3's first loop
+
+
+class Session:
+    """The FUSE session of ``filesystem`` at mount point ``point`` (see ``mounts.canonical``).
+
+    ``options`` are mount options as fusermount3 takes them. ``patched`` tells, once ``run`` has
+    reported ready, whether the kernel was asked for parallel lookups and more background requests.
+    """
+
+    def __init__(
+        self, filesystem: FileSystem, point: str, options: Sequence[str], metrics: Metrics
+    ) -> None:
+        self._filesystem = filesystem
+        self._point = point
+        self._options = tuple(options)
+        self._operations = Operations(filesystem, metrics)
+        self._stopping = False
+        self._initialised = False
+        self._running = False
+        self._minor: int | None = None
+        self._invalidator = trio.CapacityLimiter(1)
+        self.patched = False
+
+    @property
+    def kernel_settings(self) -> dict[str, int | bool | None]:
+        """What the kernel does for this mount, for stats.json."""
+        background = None
+        if self._minor is not None:
+            background = mounts.kernel_setting(self._minor, "max_background")
+        return {"parallel_lookups": self.patched, "max_background": background}
+
+    async def run(self, ready: Callable[[], Awaitable[None]]) -> None:
+        """Mount, serve until unmounted, aborted or stopped, and leave nothing mounted.
+
+        ``ready`` is called when requests are being answered. Raises MountError.
+        """
+        fuse = await trio.to_thread.run_sync(mounts.attach, self._point, self._options)
+        try:
+            mounted = mounts.find_mount(self._point)
+            self._minor = None if mounted is None else mounted.minor
+            await self._start(fuse)
+            if not self._stopping:
+                await self._serve(fuse, ready)
+        finally:
+            if self._initialised:
+                pyfuse3.close(unmount=False)
+            os.close(fuse)
+            with trio.CancelScope(shield=True):
+                await self._detach()
+
+    async def _serve(self, fuse: int, ready: Callable[[], Awaitable[None]]) -> None:
+        async with trio.open_nursery() as nursery:
+            self._forward_invalidations(nursery)
+            nursery.start_soon(self._watch_for_the_end, fuse)
+            nursery.start_soon(ready)
+            self._running = True
+            try:
+                await pyfuse3.main(max_tasks=_MAX_TASKS)
+            finally:
+                self._running = False
+                nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Fail all waiters and end the loop: ``run`` then detaches and returns."""
+        self._stopping = True
+        self._filesystem.fail_waiters(_going_away())
+        if self._running:
+            pyfuse3.terminate()
+
+    # --- INIT
+
+    async def _start(self, fuse: int) -> None:
+        """Bring pyfuse3's session past INIT, on the real descriptor."""
+        with trio.move_on_after(_INIT_DEADLINE) as scope:
+            await trio.lowlevel.wait_readable(fuse)
+            trio.lowlevel.notify_closing(fuse)  # it will be polled under another number
+            request = os.read(fuse, _MESSAGE)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with ours:
+                ours.setblocking(False)
+                number = theirs.detach()
+                pyfuse3.init(self._operations, f"/dev/fd/{number}", set())
+                self._initialised = True
+                ours.send(request)
+                answer = await _answer_to_init(ours, number)
+                os.dup2(fuse, number, inheritable=False)
+            os.write(fuse, self._patched(request, answer))
+        if scope.cancelled_caught:
+            raise MountError(f"the kernel did not start `{self._point}` in {_INIT_DEADLINE:g} s")
+
+    def _patched(self, request: bytes, answer: bytes) -> bytes:
+        try:
+            patched = patch_answer(request, answer)
+        except MountError as error:
+            self._filesystem.hurry_lookups(_HURRIED_LOOKUP)
+            log.warning(
+                "%s: mounted without; lookups run one at a time and wait %g s at most",
+                *(error, _HURRIED_LOOKUP),
+            )
+            return answer
+        self.patched = True
+        return patched
+
+    # --- while it runs
+
+    async def _watch_for_the_end(self, fuse: int) -> None:
+        """Fail the waiters when the kernel ends the connection (umount -f, abort).
+
+        ``pyfuse3.main`` returns only when every handler has. An epoll that is asked for nothing
+        still reports errors, so this wakes up once and not with each request.
+        """
+        with contextlib.closing(select.epoll()) as epoll:
+            epoll.register(fuse, 0)
+            await trio.lowlevel.wait_readable(epoll.fileno())
+            trio.lowlevel.notify_closing(epoll.fileno())
+        self._filesystem.fail_waiters(_going_away())
+
+    def _forward_invalidations(self, nursery: trio.Nursery) -> None:
+        def on_stale(inode: int) -> None:
+            if self._running:
+                nursery.start_soon(self._invalidate, inode)
+
+        self._filesystem.on_stale = on_stale
+
+    async def _invalidate(self, inode: int) -> None:
+        """Tell the kernel to ask again for attributes; in a thread, for it takes kernel locks.
+
+        Attributes only: dropping pages while a READ of that inode waits deadlocks the daemon in
+        the kernel (tried).
+        """
+
+        def invalidate() -> None:
+            # The kernel may have forgotten the inode, or the whole connection may be gone.
+            with contextlib.suppress(OSError):
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
+
+        await trio.to_thread.run_sync(invalidate, limiter=self._invalidator)
+
+    async def _detach(self) -> None:
+        """Unmount what is still there and is ours; by its minor number, never by a look at it."""
+        mounted = mounts.find_mount(self._point)
+        if mounted is None or mounted.minor != self._minor or mounted.fstype != mounts.FSTYPE:
+            return
+        try:
+            await trio.to_thread.run_sync(lambda: mounts.detach(self._point, lazy=True))
+        except CafsError as error:
+            log.warning("%s", error)
+
+
+async def _answer_to_init(ours: socket.socket, number: int) -> bytes:
+    """Run pyfuse3 on its end of the pair until it has answered, then let its loop end."""
+    answer = b""
+    async with trio.open_nursery() as nursery:
+        loop = trio.Event()
+
+        async def run_loop() -> None:
+            await pyfuse3.main(max_tasks=_MAX_TASKS)
+            loop.set()
+
+        nursery.start_soon(run_loop)
+        await trio.lowlevel.wait_readable(ours)
+        answer = ours.recv(_MESSAGE)
+        while not loop.is_set():
+            trio.lowlevel.notify_closing(number)
+            with trio.move_on_after(_NUDGE):
+                await loop.wait()
+    trio.lowlevel.notify_closing(ours)
+    return answer
+
+
+def _going_away() -> Unavailable:
+    return Unavailable("the filesystem is being unmounted")

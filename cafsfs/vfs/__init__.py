@@ -1,0 +1,1 @@
+"""The tree as a user sees it, without FUSE: names, nodes, inodes, open files, reads."""

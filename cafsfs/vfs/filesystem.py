@@ -1,0 +1,369 @@
+"""The filesystem without FUSE: lookups, attributes, reads and their deadlines.
+
+Everything here raises CafsError; ``fuse/`` turns that into an errno and nothing else. Deadlines
+(section 4 of the design): lookup and getattr have a total one, because a process that waits in
+them cannot be killed; a read has one for time without progress of its pull, because a total one
+would make a large blob on a slow line unreadable.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from cafsfs.digest import Digest
+from cafsfs.errors import CafsError, NoSuchName, NotSupported, TimedOut
+from cafsfs.metrics import Metrics
+from cafsfs.store.read_caching import OpenBlob, ReadCachingStore
+from cafsfs.vfs.names import parse_blob_name
+from cafsfs.vfs.nodes import BlobNode, BlobTable, ControlFile, Fixed, Node
+
+log = logging.getLogger(__name__)
+
+FOREVER = 10 * 365 * 86400.0  # seconds; immutable means: in the kernel for good
+ABSENT_FOR = 3.0  # seconds that the kernel may remember that a blob is absent
+_UNSETTLED = 1.0  # seconds that attributes of a blob may be remembered while it is not complete
+_CONTROL_FIRST = 16  # inode number of the first file below .cafsfs/
+_SECTOR = 512  # bytes; what st_blocks counts in
+# A constant, for what is named by its hash has no history: 2000-01-01, because zip knows no time
+# before 1980 and many tools take 0 for "unknown".
+BLOB_TIME_NS = 946_684_800 * 10**9
+_XATTR_PREFIX = b"user.cafs."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VfsOptions:
+    """``lookup_deadline``: seconds in all; ``read_patience``: seconds without progress.
+
+    ``uid`` and ``gid`` own everything. ``born_ns`` is the time that directories show, in
+    nanoseconds: when the mount began, as in /proc.
+    """
+
+    uid: int
+    gid: int
+    born_ns: int
+    lookup_deadline: float = 5.0
+    read_patience: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """What stat shows. Sizes in bytes, times in nanoseconds, ``remember`` in seconds."""
+
+    inode: int
+    mode: int
+    size: int
+    blocks: int
+    time_ns: int
+    remember: float
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What df shows, in bytes and files."""
+
+    total: int
+    used: int
+    files: int
+
+
+@dataclass(slots=True)
+class _OpenControl:
+    content: bytes
+
+
+@dataclass(slots=True)
+class _OpenDirectory:
+    entries: list[tuple[bytes, Digest | Fixed]]
+
+
+class FileSystem:
+    """The tree of one mount over one store.
+
+    ``control`` maps the names below ``.cafsfs/`` to functions that render their content.
+    ``on_stale(inode)`` is called when attributes that the kernel holds are no longer true.
+    """
+
+    def __init__(
+        self,
+        store: ReadCachingStore,
+        options: VfsOptions,
+        control: Mapping[str, Callable[[], bytes]],
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._store = store
+        self.options = options
+        self._lookup_deadline = options.lookup_deadline
+        self._control = dict(control)
+        self._control_nodes = {
+            name: ControlFile(name, _CONTROL_FIRST + index) for index, name in enumerate(control)
+        }
+        self._standing: dict[int, Node] = {
+            **{fixed.value: fixed for fixed in Fixed},
+            **{node.inode: node for node in self._control_nodes.values()},
+        }
+        self._metrics = metrics or Metrics()
+        self._blobs = BlobTable()
+        self._handles: dict[int, OpenBlob | _OpenControl | _OpenDirectory] = {}
+        self._last_handle = 0
+        self.on_stale: Callable[[int], None] = lambda _: None
+
+    def hurry_lookups(self, deadline: float) -> None:
+        """Let lookups wait ``deadline`` seconds at most, where they hinder each other."""
+        self._lookup_deadline = min(self._lookup_deadline, deadline)
+
+    # --- names
+
+    async def lookup(self, parent: int, name: bytes) -> Attributes:
+        """Find ``name``; counts as a reference that ``forget`` drops.
+
+        Raises NoSuchName for what can be no name, without asking anybody; BlobNotFound, and
+        whatever tells why nobody could tell.
+        """
+        self._metrics.lookups += 1
+        directory = self._node(parent)
+        fixed = self._lookup_fixed(directory, name)
+        if fixed is not None:
+            return self._attributes(fixed)
+        digest = None
+        if directory in {Fixed.ROOT, Fixed.BLAKE3}:
+            digest = parse_blob_name(name)
+        if digest is None:
+            raise NoSuchName(f"no such name: {name!r}")
+        size = await self._size(digest)
+        # No checkpoint from here on: nobody forgets the node before it is counted.
+        node = self._blobs.add(digest, size)
+        node.lookups += 1
+        return self._attributes(node)
+
+    def _lookup_fixed(self, directory: Node, name: bytes) -> Node | None:
+        if directory is Fixed.ROOT:
+            return {b"blake3": Fixed.BLAKE3, b".cafsfs": Fixed.CONTROL}.get(name)
+        if directory is Fixed.CONTROL:
+            return self._control_nodes.get(name.decode(errors="replace"))
+        return None
+
+    def forget(self, inode: int, lookups: int) -> None:
+        """The kernel drops references that lookups and listings have given it."""
+        self._blobs.forget(inode, lookups)
+
+    def find_inode(self, digest: Digest) -> int | None:
+        """The inode number of a blob that the kernel knows."""
+        node = self._blobs.find(digest)
+        return None if node is None else node.inode
+
+    # --- attributes
+
+    async def getattr(self, inode: int) -> Attributes:
+        """Attributes; waits for the network only where a size has proved wrong."""
+        node = self._node(inode)
+        if isinstance(node, BlobNode) and node.size is None:
+            node.size = await self._size(node.digest)
+        return self._attributes(node)
+
+    def size_is_wrong(self, digest: Digest) -> None:
+        """Forget a size that was given out: the next getattr finds out anew."""
+        node = self._blobs.find(digest)
+        if node is not None:
+            node.size = None
+            self.on_stale(node.inode)
+
+    def blocks_changed(self, digest: Digest) -> None:
+        """A blob came into the cache, or left it: what stat tells of its blocks has changed."""
+        node = self._blobs.find(digest)
+        if node is not None:
+            self.on_stale(node.inode)
+
+    async def getxattr(self, inode: int, name: bytes) -> bytes | None:
+        """The value of a ``user.cafs.*`` attribute of a blob, or None if there is none.
+
+        Read by name and never listed: else ``cp -a`` and ``rsync -X`` would copy them.
+        """
+        node = self._node(inode)
+        if not isinstance(node, BlobNode) or not name.startswith(_XATTR_PREFIX):
+            return None
+        key = name[len(_XATTR_PREFIX) :].decode(errors="replace")
+        digest = node.digest
+        if key == "hash":
+            return digest.hex.encode()
+        if key == "state":
+            if self._store.cached_size(digest) is not None:
+                return b"cached"
+            return b"partial" if self._store.is_pulling(digest) else b"remote"
+        told = self._store.recall(digest)
+        if told is None:
+            return None
+        values = {
+            "packed_size": told.packed_size,
+            "compression": None if told.compression is None else told.compression.value.decode(),
+            "source": told.source,
+            "verified": told.verified_at,
+        }
+        value = values.get(key)
+        return None if value is None else str(value).encode()
+
+    # --- blobs and control files
+
+    async def open(self, inode: int) -> tuple[int, bool]:
+        """Open a file: a handle, and whether the kernel may keep its pages.
+
+        Never waits for a body: a process that waits in open cannot be killed.
+        """
+        node = self._node(inode)
+        match node:
+            case BlobNode(digest):
+                self._metrics.opens += 1
+                return self._handle(self._store.open(digest)), True
+            case ControlFile(name):
+                return self._handle(_OpenControl(self._control[name]())), False
+            case _:
+                raise NotSupported("a directory cannot be opened as a file")
+
+    async def read(self, handle: int, offset: int, length: int) -> bytes | bytearray:
+        """min(length, size − offset) bytes, or an error: a short answer truncates the file."""
+        opened = self._handles[handle]
+        match opened:
+            case OpenBlob():
+                data = await opened.read(offset, length, patience=self.options.read_patience)
+                self._metrics.reads += 1
+                self._metrics.read_bytes += len(data)
+                return data
+            case _OpenControl(content):
+                return content[offset : offset + length]
+            case _OpenDirectory():
+                raise NotSupported("a directory cannot be read as a file")
+
+    def release(self, handle: int) -> None:
+        """Close a handle of any kind."""
+        opened = self._handles.pop(handle, None)
+        if isinstance(opened, OpenBlob):
+            self._store.close(opened)
+
+    # --- directories
+
+    def opendir(self, inode: int) -> int:
+        """A handle on a listing as it is now."""
+        entries: list[tuple[bytes, Digest | Fixed]] = []
+        match self._node(inode):
+            case Fixed.ROOT:
+                entries = [(b"blake3", Fixed.BLAKE3)]
+            case Fixed.BLAKE3:
+                entries = [(digest.hex.encode(), digest) for digest in self._store.listing()]
+            case Fixed.CONTROL:
+                pass  # found by name, never listed
+            case _:
+                raise NotSupported("a file cannot be listed")
+        return self._handle(_OpenDirectory(entries))
+
+    def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
+        """Name, attributes and next position of the entries from ``start`` on.
+
+        An entry counts as looked up only when the caller says so by ``listed``.
+        """
+        opened = self._handles[handle]
+        assert isinstance(opened, _OpenDirectory)
+        for position in range(start, len(opened.entries)):
+            name, target = opened.entries[position]
+            if isinstance(target, Fixed):
+                yield name, self._attributes(target), position + 1
+                continue
+            size = self._store.cached_size(target)
+            if size is not None:  # else it was evicted since
+                yield name, self._attributes(self._blobs.add(target, size)), position + 1
+
+    def listed(self, inode: int) -> None:
+        """The kernel took an entry of a listing: a reference, as a lookup gives one."""
+        node = self._blobs.node(inode)
+        if node is not None:
+            node.lookups += 1
+
+    def passed_over(self, inode: int) -> None:
+        """The kernel had no room for an entry: it will ask again."""
+        self._blobs.forget(inode, 0)
+
+    # --- the whole
+
+    def statfs(self) -> Space:
+        """From memory: df never waits."""
+        usage = self._store.usage
+        return Space(total=max(usage.bound, usage.used), used=usage.used, files=usage.blobs)
+
+    def state(self) -> dict[str, int]:
+        """Numbers for stats.json."""
+        return {"known_inodes": len(self._blobs), "open_handles": len(self._handles)}
+
+    def fail_waiters(self, error: CafsError) -> None:
+        """Answer everything that waits with ``error``, at once."""
+        self._store.fail_all(error)
+
+    # ---
+
+    def _node(self, inode: int) -> Node:
+        node = self._blobs.node(inode) or self._standing.get(inode)
+        if node is None:
+            raise NoSuchName(f"no such inode: {inode}")
+        return node
+
+    async def _size(self, digest: Digest) -> int:
+        try:
+            with trio.fail_after(self._lookup_deadline):
+                size = (await self._store.stat(digest)).size
+        except trio.TooSlowError:
+            raise TimedOut(
+                f"the size of {digest} is not known after {self._lookup_deadline:g} s"
+            ) from None
+        if size is None:
+            raise AssertionError("a ReadCachingStore finds the size out")
+        return size
+
+    def _attributes(self, node: Node) -> Attributes:
+        match node:
+            case Fixed():
+                return Attributes(
+                    inode=node.value,
+                    mode=stat.S_IFDIR | 0o555,
+                    size=0,
+                    blocks=0,
+                    time_ns=self.options.born_ns,
+                    remember=FOREVER,
+                )
+            case ControlFile(name, inode):
+                size = len(self._control[name]())
+                return Attributes(
+                    inode=inode,
+                    mode=stat.S_IFREG | 0o444,
+                    size=size,
+                    blocks=1,
+                    time_ns=self.options.born_ns,
+                    remember=0,
+                )
+            case BlobNode(digest, inode, size):
+                assert size is not None
+                cached = self._store.cached_size(digest) is not None
+                return Attributes(
+                    inode=inode,
+                    mode=stat.S_IFREG | 0o444,
+                    size=size,
+                    blocks=_blocks(size, cached=cached),
+                    time_ns=BLOB_TIME_NS,
+                    remember=FOREVER if cached else _UNSETTLED,
+                )
+
+    def _handle(self, opened: OpenBlob | _OpenControl | _OpenDirectory) -> int:
+        self._last_handle += 1
+        self._handles[self._last_handle] = opened
+        return self._last_handle
+
+
+def _blocks(size: int, *, cached: bool) -> int:
+    """What is on this machine, in sectors, so that ``du`` shows the use of the cache.
+
+    Never 0 for a file that is not empty: GNU tar --sparse archives a file of 0 blocks as a hole,
+    without reading it (tried).
+    """
+    return math.ceil(size / _SECTOR) if cached else min(size, 1)
