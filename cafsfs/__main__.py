@@ -1,0 +1,5 @@
+"""``python -m cafsfs`` is ``cafsfs``."""
+
+from cafsfs.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""The command line: one file a command, and every sentence that a user sees."""
+
+from cafsfs.cli.app import main
+
+__all__ = ["main"]

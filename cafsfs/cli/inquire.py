@@ -1,0 +1,126 @@
+"""``cafsfs check`` and ``stat``: what a store has."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from cafsfs.cli.options import layers, with_options
+from cafsfs.cli.talk import complain, run, start_logging
+from cafsfs.client.client import full_stat
+from cafsfs.compose import open_store
+from cafsfs.config import LogOptions, StoreOptions, StoreUri, parse_uri, resolve
+from cafsfs.digest import Digest
+from cafsfs.errors import BlobNotFound, CafsError
+from cafsfs.store.contracts import BlobStat
+
+_ABSENT = 1
+_NOBODY_COULD_TELL = 3
+
+_Found = dict[Digest, BlobStat | BlobNotFound]
+
+
+@click.command()
+@click.argument("uri")
+@click.argument("hashes", nargs=-1, required=True, metavar="HASH…")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@with_options(StoreOptions, LogOptions)
+def check(
+    uri: str, hashes: tuple[str, ...], config: Path | None, *, as_json: bool, **flags: str | None
+) -> None:
+    """Tell which of the blobs the store at URI has.
+
+    Exit code 0 if all are there, 1 if any is absent, 3 if no server could tell.
+    """
+    digests = [Digest.parse(each) for each in hashes]
+    store_uri, options = _settings(uri, config, flags)
+    try:
+        missing = run(lambda: _find_missing(store_uri, options, digests))
+    except CafsError as error:
+        complain(error)
+        sys.exit(_NOBODY_COULD_TELL)
+    if as_json:
+        click.echo(json.dumps([{"hash": d.hex, "present": d not in missing} for d in digests]))
+    else:
+        for digest in digests:
+            click.echo(f"{digest}  {'absent' if digest in missing else 'present'}")
+    sys.exit(_ABSENT if missing else 0)
+
+
+async def _find_missing(uri: StoreUri, options: StoreOptions, digests: list[Digest]) -> set[Digest]:
+    async with open_store(uri, options) as store:
+        return await store.find_missing(digests)
+
+
+@click.command()
+@click.argument("uri")
+@click.argument("hashes", nargs=-1, required=True, metavar="HASH…")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@with_options(StoreOptions, LogOptions)
+def stat(
+    uri: str, hashes: tuple[str, ...], config: Path | None, *, as_json: bool, **flags: str | None
+) -> None:
+    """Show content size, packed size (both in bytes) and compression of blobs at URI.
+
+    Exit code 1 if any is absent, 3 if no server could tell.
+    """
+    digests = [Digest.parse(each) for each in hashes]
+    store_uri, options = _settings(uri, config, flags)
+    try:
+        found = run(lambda: _stat(store_uri, options, digests))
+    except CafsError as error:
+        complain(error)
+        sys.exit(_NOBODY_COULD_TELL)
+    if as_json:
+        click.echo(json.dumps([_as_json(digest, found[digest]) for digest in digests]))
+    else:
+        for digest in digests:
+            click.echo(_as_line(digest, found[digest]))
+    sys.exit(_ABSENT if any(isinstance(each, BlobNotFound) for each in found.values()) else 0)
+
+
+async def _stat(uri: StoreUri, options: StoreOptions, digests: list[Digest]) -> _Found:
+    found: _Found = {}
+    async with open_store(uri, options) as store:
+        for digest in digests:
+            try:
+                found[digest] = await full_stat(store, digest)
+            except BlobNotFound as error:
+                found[digest] = error
+    return found
+
+
+def _as_json(digest: Digest, found: BlobStat | BlobNotFound) -> dict[str, object]:
+    if isinstance(found, BlobNotFound):
+        return {"hash": digest.hex, "present": False}
+    return {
+        "hash": digest.hex,
+        "present": True,
+        "size": found.size,
+        "packed_size": found.packed_size,
+        "compression": _compression(found),
+        "source": found.source,
+    }
+
+
+def _as_line(digest: Digest, found: BlobStat | BlobNotFound) -> str:
+    if isinstance(found, BlobNotFound):
+        return f"{digest}  absent"
+    packed = f"packed={found.packed_size}  compression={_compression(found)}"
+    return f"{digest}  size={found.size}  {packed}"
+
+
+def _compression(found: BlobStat) -> str | None:
+    return None if found.compression is None else found.compression.name.lower()
+
+
+def _settings(
+    uri: str, config: Path | None, flags: dict[str, str | None]
+) -> tuple[StoreUri, StoreOptions]:
+    parsed = parse_uri(uri)
+    found = layers(flags, config, parsed.layer)
+    start_logging(resolve(LogOptions, found))
+    return parsed, resolve(StoreOptions, found)

@@ -1,0 +1,210 @@
+"""``cafsfs mount``: in the foreground for supervisors, in the background for everybody else.
+
+A background mount is a spawned ``--foreground`` process, not a fork: a process that has run Trio
+must not be forked. Its standard error is a pipe to us until it has mounted; a NUL says that it has,
+and anything else that comes is shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from cafsfs.cli.options import argument, layers, with_options
+from cafsfs.cli.readiness import answers, notify, wait_until_it_answers
+from cafsfs.cli.talk import log_to_syslog, run, start_logging
+from cafsfs.compose import MountPlan, run_mount
+from cafsfs.config import (
+    CacheOptions,
+    LogOptions,
+    MountOptions,
+    StoreOptions,
+    parse_bool,
+    parse_mount_options,
+    parse_path,
+    parse_uri,
+    resolve,
+)
+from cafsfs.errors import MountError
+from cafsfs.fuse import mounts
+
+log = logging.getLogger(__name__)
+
+_MOUNTED = b"\0"
+_START_DEADLINE = 60.0  # seconds; fusermount3 and INIT have deadlines of their own within it
+_FILE_LIMIT = 1 << 20  # descriptors wanted: each open blob has one
+
+
+@click.command()
+@click.argument("uri", required=False)
+@click.argument("mountpoint", required=False)
+@click.option(
+    "-o",
+    "mount_options",
+    multiple=True,
+    metavar="OPTIONS",
+    help="comma-separated options: any long flag, and those of mount(8)",
+)
+@click.option("-f", "--foreground", is_flag=True, help="stay in the foreground, log to stderr")
+@click.option("--background-child", is_flag=True, hidden=True)
+@with_options(CacheOptions, MountOptions, StoreOptions, LogOptions)
+def mount(
+    uri: str | None,
+    mountpoint: str | None,
+    config: Path | None,
+    *,
+    mount_options: tuple[str, ...],
+    foreground: bool,
+    background_child: bool,
+    **flags: str | None,
+) -> None:
+    """Mount the store at URI on the directory MOUNTPOINT, read-only.
+
+    URI is cafs://host[:port][,host…]/root[?key=value…], or file:///directory/of/roots/root. A path
+    named by a hash is the blob with that hash: MOUNTPOINT/<hash>, or MOUNTPOINT/<hash>.<ext> for
+    tools that go by the extension. What was read once is kept in the cache.
+
+    Returns once the mount answers. Both arguments may come from the file of --config.
+
+    \b
+    cafsfs mount cafs://127.0.0.1/data /mnt/cafs
+    cmp FILE /mnt/cafs/$(b3sum --no-names FILE)
+    cafsfs unmount /mnt/cafs
+    """
+    arguments = parse_mount_options(mount_options)
+    given = arguments.layer.values
+    if config is None and "config" in given:
+        config = parse_path(given["config"])
+    found = layers(flags, config, arguments.layer)
+    store_uri = parse_uri(argument(uri, "uri", found))
+    found.insert(2, store_uri.layer)
+    point = mounts.canonical(argument(mountpoint, "mountpoint", found))
+    logs = resolve(LogOptions, found)
+    plan = MountPlan(
+        uri=store_uri,
+        point=point,
+        store=resolve(StoreOptions, found),
+        cache=resolve(CacheOptions, found),
+        mount=resolve(MountOptions, found),
+        kernel_options=arguments.kernel,
+    )
+    if not background_child:
+        check_mount_point(point, nonempty=plan.mount.nonempty)
+    foreground = foreground or parse_bool(given.get("foreground", "false"))
+    if not (foreground or background_child):
+        _spawn(point, click.get_current_context().obj)
+        return
+    start_logging(logs)
+    _raise_file_limit()
+    run(lambda: _serve(plan, in_background=background_child, to_file=logs.log_file is not None))
+
+
+async def _serve(plan: MountPlan, *, in_background: bool, to_file: bool) -> None:
+    async def ready() -> None:
+        log.info("mounted %s on %s", plan.uri.text, plan.point)
+        if in_background:
+            os.write(2, _MOUNTED)
+            _leave_terminal()
+            if not to_file:
+                log_to_syslog()
+        if "NOTIFY_SOCKET" in os.environ and await answers(plan.point):
+            notify(f"READY=1\nSTATUS=mounted on {plan.point}")
+
+    await run_mount(plan, ready)
+    notify("STOPPING=1")
+    log.info("unmounted %s", plan.point)
+
+
+def check_mount_point(point: str, *, nonempty: bool) -> None:
+    """Refuse what cannot be mounted on; raises MountError.
+
+    Looks into mountinfo before it looks at the directory: a hung mount there would hang us.
+    """
+    there = mounts.find_mount(point)
+    if there is not None and there.fstype == mounts.FSTYPE:
+        raise MountError(
+            f"cannot mount on `{point}`: `{there.source}` is mounted there",
+            hint=f"unmount it first: cafsfs unmount {point}",
+        )
+    try:
+        is_directory = stat.S_ISDIR(os.stat(point).st_mode)
+        empty = is_directory and not next(os.scandir(point), None)
+    except FileNotFoundError:
+        raise MountError(
+            f"cannot mount on `{point}`: there is no such directory", hint=f"make it: mkdir {point}"
+        ) from None
+    except OSError as error:
+        raise MountError(f"cannot mount on `{point}`: {error.strerror}") from None
+    if not is_directory:
+        raise MountError(f"cannot mount on `{point}`: not a directory")
+    if not (empty or nonempty):
+        raise MountError(
+            f"cannot mount on `{point}`: directory is not empty",
+            hint="pass `--nonempty` to mount over it",
+        )
+
+
+def _spawn(point: str, arguments: list[str]) -> None:
+    """Start ourselves again as a daemon, and wait until the mount answers or has failed."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cafsfs", *arguments, "--background-child"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert child.stderr is not None
+    said = _listen(child.stderr.fileno())
+    mounted = said.endswith(_MOUNTED)
+    click.echo(_worth_showing(said.rstrip(_MOUNTED), failed=not mounted), err=True, nl=False)
+    if not mounted:
+        child.terminate()
+        sys.exit(child.wait() or 1)
+    wait_until_it_answers(point)
+
+
+def _listen(descriptor: int) -> bytes:
+    """What the daemon says until it has mounted, has ended, or has taken too long."""
+    said = b""
+    end = time.monotonic() + _START_DEADLINE
+    while not said.endswith(_MOUNTED):
+        ready, _, _ = select.select([descriptor], [], [], max(0, end - time.monotonic()))
+        if not ready:
+            return said + b"error: the mount did not start in time\n"
+        more = os.read(descriptor, 1 << 16)
+        if not more:
+            break
+        said += more
+    return said
+
+
+def _worth_showing(said: bytes, *, failed: bool) -> bytes:
+    """Of a child that did mount, its warnings only."""
+    if failed:
+        return said
+    lines = said.splitlines(keepends=True)
+    return b"".join(line for line in lines if b" INFO " not in line and b" DEBUG " not in line)
+
+
+def _leave_terminal() -> None:
+    """Keep no pipe and no terminal open, and no directory busy."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    os.chdir("/")
+
+
+def _raise_file_limit() -> None:
+    import resource  # noqa: PLC0415  # for this one command only
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _FILE_LIMIT), hard))

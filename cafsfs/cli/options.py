@@ -1,0 +1,73 @@
+"""Options of ``config.py`` as flags of a command, and the layers that they win over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cafsfs.config import Layer, environment_layer, flag, option_names, parse_bool, toml_layers
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_METAVARS = {
+    "parse_size": "SIZE",
+    "parse_seconds": "SECONDS",
+    "parse_count": "N",
+    "parse_id": "ID",
+    "parse_level": "LEVEL",
+    "parse_text": "TEXT",
+    "parse_path": "PATH",
+    "parse_listen": "HOST:PORT",
+}
+
+
+def with_options(*groups: type) -> Callable[[F], F]:
+    """Add a flag for every option of ``groups``, and ``--config``."""
+
+    def decorate(function: F) -> F:
+        for name, each in reversed(option_names(*groups).items()):
+            parse, text = each.metadata["parse"], each.metadata["help"]
+            if parse is parse_bool:
+                made = click.option(flag(name), name, flag_value="true", default=None, help=text)
+            else:
+                made = click.option(
+                    flag(name), name, metavar=_METAVARS[parse.__name__], default=None, help=text
+                )
+            function = made(function)
+        return click.option(
+            "--config",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="TOML file with these options",
+        )(function)
+
+    return decorate
+
+
+def flags_layer(flags: Mapping[str, str | None]) -> Layer:
+    """The flags that were given."""
+    return Layer("flag", {name: value for name, value in flags.items() if value is not None})
+
+
+def layers(flags: Mapping[str, str | None], config: Path | None, *between: Layer) -> list[Layer]:
+    """All layers of a command, the strongest first; ``between`` flags and environment."""
+    return [
+        flags_layer(flags),
+        *between,
+        environment_layer(os.environ),
+        *toml_layers(config),
+    ]
+
+
+def argument(given: str | None, name: str, found: list[Layer]) -> str:
+    """A positional argument, or the key of that name in a TOML file."""
+    if given is not None:
+        return given
+    for layer in found:
+        if name in layer.values:
+            return layer.values[name]
+    raise click.UsageError(f"Missing argument '{name.upper()}'.")

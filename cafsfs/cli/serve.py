@@ -1,0 +1,66 @@
+"""``cafsfs serve``: the embedded server."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+
+import click
+import trio
+
+from cafsfs.cli.options import argument, layers, with_options
+from cafsfs.cli.readiness import notify
+from cafsfs.cli.talk import run, start_logging
+from cafsfs.client.servers import Server
+from cafsfs.compose import make_server
+from cafsfs.config import LogOptions, ServeOptions, resolve
+from cafsfs.server import CafsServer
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@click.argument("directory", required=False)
+@with_options(ServeOptions, LogOptions)
+def serve(directory: str | None, config: Path | None, **flags: str | None) -> None:
+    """Serve the roots below DIRECTORY to CAFS clients.
+
+    Each root is a directory below DIRECTORY; its blobs stand in ROOT/blobs/ab/cd/, as a CAFS
+    server of G-CVSNT keeps them. What is missing below a root is made.
+
+    \b
+    mkdir -p store/data
+    cafsfs serve store --listen 127.0.0.1:2403
+    cafsfs put cafs://127.0.0.1/data FILE
+    """
+    found = layers(flags, config)
+    start_logging(resolve(LogOptions, found))
+    options = resolve(ServeOptions, found)
+    path = Path(argument(directory, "directory", found)).absolute()
+    run(lambda: _serve(make_server(path, options), path, options))
+
+
+async def _serve(server: CafsServer, path: Path, options: ServeOptions) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_stop_on_signal, server, options.grace)
+        async with trio.open_nursery() as serving:
+            addresses = await serving.start(server.serve, options.listen.host, options.listen.port)
+            for host, port in addresses:
+                log.info("serving %s on %s", path, Server(host, port))
+            notify("READY=1")
+        nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal(
+    server: CafsServer,
+    grace: float,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            notify("STOPPING=1")
+            log.info("stopping: transfers have %g s to finish", grace)
+            server.stop()

@@ -1,0 +1,423 @@
+"""From flags, -o, URI, environment and TOML to frozen options, and where each value came from.
+
+Each option stands in one place: a field of a dataclass below, whose metadata is its parser and its
+help. Flags, ``-o`` keys, URI keys, ``CAFSFS_*`` variables and TOML keys all derive from it. The
+first layer that has a value wins, in this order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from cafsfs.client.servers import Server
+from cafsfs.errors import UsageError
+
+T = TypeVar("T")
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_BOOLEANS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+# --- parsers: text in, value out; ValueError says what would be right
+
+
+def parse_size(text: str) -> int:
+    """Bytes; K, M, G and T are powers of 1024."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError("a size is a number with K, M, G or T behind it, as in 20G")
+    return int(float(found[1]) * (1 << _UNITS[found[2].upper()]))
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds, more than none."""
+    try:
+        value = float(text.removesuffix("s"))
+    except ValueError:
+        value = 0
+    if not 0 < value < 1e9:
+        raise ValueError("a time is a number of seconds, as in 5 or 0.5")
+    return value
+
+
+def parse_count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise ValueError("a whole number from 1 on")
+    return int(text)
+
+
+def parse_id(text: str) -> int:
+    """A numeric user or group id."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 32:
+        raise ValueError("a numeric user or group id")
+    return int(text)
+
+
+def parse_bool(text: str) -> bool:
+    """True or false; an option named without a value is true."""
+    try:
+        return _BOOLEANS[text.lower()]
+    except KeyError:
+        raise ValueError("true or false") from None
+
+
+def parse_level(text: str) -> str:
+    """A level of logging."""
+    if text.lower() not in LOG_LEVELS:
+        raise ValueError("one of " + ", ".join(LOG_LEVELS))
+    return text.lower()
+
+
+def parse_text(text: str) -> str:
+    """Any text but none."""
+    if not text:
+        raise ValueError("not empty")
+    return text
+
+
+def parse_path(text: str) -> Path:
+    """A path; ``~`` is the home directory."""
+    return Path(parse_text(text)).expanduser().absolute()
+
+
+def parse_listen(text: str) -> Server:
+    """HOST:PORT to listen on; port 0 means any that is free."""
+    host, colon, port = text.rpartition(":")
+    if colon and port == "0":
+        return dataclasses.replace(Server.parse(host), port=0)
+    return Server.parse(text)
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/cafsfs``; for root or without HOME ``/var/cache/cafsfs``."""
+    if os.geteuid() == 0 or "HOME" not in os.environ:
+        return Path("/var/cache/cafsfs")
+    base = os.environ.get("XDG_CACHE_HOME") or Path(os.environ["HOME"]) / ".cache"
+    return Path(base) / "cafsfs"
+
+
+# --- the options
+
+
+def option(parse: Callable[[str], T], help: str, *, default: Callable[[], T]) -> T:  # noqa: A002
+    """One option of a dataclass below."""
+    made: T = field(default_factory=default, metadata={"parse": parse, "help": help})
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """How to talk to a store."""
+
+    connections: int = option(parse_count, "connections per server for bodies", default=lambda: 4)
+    connect_timeout: float = option(
+        parse_seconds, "seconds to connect to a server and be greeted", default=lambda: 5.0
+    )
+    answer_timeout: float = option(
+        parse_seconds,
+        "seconds for a server to begin its answer; a pull gets one more per 20 MB",
+        default=lambda: 30.0,
+    )
+    progress_timeout: float = option(
+        parse_seconds, "seconds between two pieces of a body", default=lambda: 30.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Where the cache is, and how large."""
+
+    cache_dir: Path = option(parse_path, "directory of the cache", default=default_cache_dir)
+    cache_size: int = option(parse_size, "bytes that the cache may hold", default=lambda: 20 << 30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MountOptions:
+    """How a mount looks and behaves."""
+
+    allow_other: bool = option(parse_bool, "let other users read the mount", default=lambda: False)
+    uid: int = option(parse_id, "owner shown for all files", default=os.geteuid)
+    gid: int = option(parse_id, "group shown for all files", default=os.getegid)
+    fsname: str | None = option(
+        parse_text, "name shown by df and mount; the URI as given if not set", default=lambda: None
+    )
+    nonempty: bool = option(
+        parse_bool, "mount over a directory that is not empty", default=lambda: False
+    )
+    lookup_timeout: float = option(
+        parse_seconds, "seconds that a lookup may wait for a server", default=lambda: 5.0
+    )
+    read_timeout: float = option(
+        parse_seconds, "seconds that a read may wait without progress", default=lambda: 30.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """What is logged, and where to."""
+
+    log_level: str = option(parse_level, "debug, info, warning or error", default=lambda: "info")
+    log_file: Path | None = option(
+        parse_path,
+        "file to log to; else standard error, or syslog for a mount in the background",
+        default=lambda: None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How the embedded server behaves."""
+
+    listen: Server = option(
+        parse_listen, "HOST:PORT to listen on", default=lambda: Server("127.0.0.1")
+    )
+    max_connections: int = option(
+        parse_count, "connections at once; one more is closed", default=lambda: 1000
+    )
+    max_blob: int = option(
+        parse_size, "bytes that an upload may have, packed or unpacked", default=lambda: 64 << 30
+    )
+    idle_timeout: float = option(
+        parse_seconds, "seconds that a connection may be idle", default=lambda: 30 * 60.0
+    )
+    stall_timeout: float = option(
+        parse_seconds, "seconds that a transfer may stand still", default=lambda: 60.0
+    )
+    grace: float = option(
+        parse_seconds, "seconds that transfers get to finish at the end", default=lambda: 10.0
+    )
+    sync: bool = option(
+        parse_bool, "have uploads on the disk before they are answered", default=lambda: False
+    )
+
+
+ALL_OPTIONS: tuple[type, ...] = (StoreOptions, CacheOptions, MountOptions, LogOptions, ServeOptions)
+# What a TOML file may hold beside options: the arguments of the commands that it configures.
+_ARGUMENTS = frozenset({"uri", "mountpoint", "directory"})
+
+
+def option_names(*groups: type) -> dict[str, dataclasses.Field[Any]]:
+    """Option names, with ``_``, of some groups, in their order."""
+    return {each.name: each for group in groups for each in dataclasses.fields(group)}
+
+
+# --- layers
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values that come from one place; keys with ``_``, values as text."""
+
+    origin: str
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """A value and where it came from."""
+
+    value: T
+    origin: str
+
+
+def resolve(group: type[T], layers: Sequence[Layer]) -> T:
+    """One group of options from ``layers``, the first that has a value winning."""
+    settings = explain(group, layers)
+    return group(**{name: setting.value for name, setting in settings.items()})
+
+
+def explain(group: type, layers: Sequence[Layer]) -> dict[str, Setting[Any]]:
+    """The value and the origin of every option of a group; raises UsageError for a bad value."""
+    defaults = group()
+    settings: dict[str, Setting[Any]] = {}
+    for name, each in option_names(group).items():
+        settings[name] = Setting(getattr(defaults, name), "default")
+        for layer in layers:
+            if name not in layer.values:
+                continue
+            try:
+                value = each.metadata["parse"](layer.values[name])
+            except (ValueError, UsageError) as error:
+                raise UsageError(
+                    f"`{layer.values[name]}` is no value for {flag(name)} ({layer.origin})",
+                    hint=f"it takes {error}" if not isinstance(error, UsageError) else error.hint,
+                ) from None
+            settings[name] = Setting(value, layer.origin)
+            break
+    return settings
+
+
+def flag(name: str) -> str:
+    """An option as a flag."""
+    return "--" + name.replace("_", "-")
+
+
+def environment_layer(environ: Mapping[str, str]) -> Layer:
+    """``CAFSFS_CACHE_SIZE`` and its like; other ``CAFSFS_*`` variables are left alone."""
+    names = option_names(*ALL_OPTIONS)
+    values = {}
+    for name in names:
+        value = environ.get("CAFSFS_" + name.upper())
+        if value is not None:
+            values[name] = value
+    return Layer("environment", values)
+
+
+def toml_layers(given: Path | None) -> list[Layer]:
+    """The file given by ``--config``, else those that there are of the user's and the system's."""
+    if given is not None:
+        return [_read_toml(given)]
+    home = Path(os.environ["HOME"]) / ".config/cafsfs/config.toml" if "HOME" in os.environ else None
+    files = [home, Path("/etc/cafsfs/config.toml")]
+    return [_read_toml(each) for each in files if each is not None and each.is_file()]
+
+
+def _read_toml(path: Path) -> Layer:
+    try:
+        read = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read `{path}`: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"`{path}` is not TOML: {error}") from None
+    known = option_names(*ALL_OPTIONS).keys() | _ARGUMENTS
+    values = {}
+    for key, value in read.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise unknown_option(key, sorted(known), str(path))
+        values[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return Layer(str(path), values)
+
+
+def unknown_option(key: str, known: Sequence[str], origin: str) -> UsageError:
+    """The error for a key that is no option; names the one that was probably meant."""
+    import difflib  # noqa: PLC0415  # 8 ms that only an error needs
+
+    close = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+    return UsageError(
+        f"`{key}` is not an option ({origin})",
+        hint=f"did you mean `{close[0].replace('_', '-')}`?" if close else None,
+    )
+
+
+# --- URIs
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUri:
+    """Which store: servers and the root they serve, or a directory on this machine.
+
+    ``text`` is the URI as it was given. ``root`` is what goes over the wire, with its slash.
+    """
+
+    text: str
+    servers: tuple[Server, ...]
+    root: str
+    directory: Path | None
+    layer: Layer
+
+
+def parse_uri(text: str) -> StoreUri:
+    """Read ``cafs://host[:port][,…]/root[?key=value…]`` or ``file:///…/root``."""
+    hint = "as in cafs://host:2403/root, or file:///directory/of/roots/root"
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise UsageError(f"`{text}` is not a URI: {error}", hint=hint) from None
+    root = unquote(parts.path)
+    if parts.scheme not in {"cafs", "file"}:
+        raise UsageError(f"`{text}` names no store", hint=hint)
+    if not root.strip("/"):
+        raise UsageError(f"`{text}` names no root", hint=hint)
+    if parts.fragment:
+        raise UsageError(f"`{text}` has a `#`", hint="write %23 for a # in a root's name")
+    layer = _uri_layer(parts.query)
+    if parts.scheme == "file":
+        if parts.netloc not in {"", "localhost"}:
+            raise UsageError(f"`{text}` names a host", hint="a file URI begins with file:///")
+        return StoreUri(text, (), root, Path(root), layer)
+    if "@" in parts.netloc:
+        raise UsageError(f"`{text}` names a user", hint="CAFS knows no users")
+    if len(root.encode()) > 255:
+        raise UsageError(f"the root of `{text}` has more than 255 bytes")
+    servers = tuple(Server.parse(each) for each in parts.netloc.split(","))
+    return StoreUri(text, tuple(dict.fromkeys(servers)), root, None, layer)
+
+
+def _uri_layer(query: str) -> Layer:
+    known = option_names(StoreOptions, CacheOptions, MountOptions)
+    values = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        name = key.replace("-", "_")
+        if name not in known:
+            raise unknown_option(key, list(known), "URI")
+        values[name] = value
+    return Layer("URI", values)
+
+
+# --- mount -o
+
+# What mount(8) and fstab pass along that says nothing to us; the mount is read-only, nosuid and
+# nodev whatever is asked.
+_IGNORED = frozenset(
+    """
+    rw ro defaults auto noauto user users nouser owner group nofail exec suid dev nosuid nodev async
+    sync silent loud relatime norelatime atime diratime strictatime nostrictatime lazytime
+    nolazytime iversion noiversion mand nomand default_permissions comment subtype
+    """.split()  # noqa: SIM905  # a list of forty strings would fill the page
+)
+# Flags of `cafsfs mount` that no other layer has.
+_FLAGS_ONLY = frozenset({"config", "foreground"})
+_PASSED = frozenset({"noexec", "noatime", "nodiratime", "dirsync"})
+
+
+@dataclass(frozen=True, slots=True)
+class MountArguments:
+    """``-o`` taken apart: our options, and what the kernel is told as it is."""
+
+    layer: Layer
+    kernel: tuple[str, ...]
+
+
+def parse_mount_options(texts: Sequence[str], *, sloppy: bool = False) -> MountArguments:
+    r"""Read ``-o a,b=c`` (a comma in a value is written ``\,``).
+
+    Raises UsageError for an option that nobody knows, unless ``sloppy`` (mount -s).
+    """
+    ours: dict[str, str] = {}
+    kernel: list[str] = []
+    known = {*option_names(StoreOptions, CacheOptions, MountOptions, LogOptions), *_FLAGS_ONLY}
+    for text in texts:
+        for part in re.findall(r"(?:[^,\\]|\\.)+", text):
+            key, equals, value = part.replace("\\,", ",").partition("=")
+            name = key.replace("-", "_")
+            if name in known:
+                ours[name] = value if equals else "true"
+            elif key in _PASSED:
+                kernel.append(key)
+            elif key in _IGNORED or key.startswith(("x-", "_")):
+                continue
+            elif not sloppy:
+                raise unknown_option(key, sorted(known), "-o")
+    return MountArguments(Layer("-o", ours), tuple(dict.fromkeys(kernel)))
