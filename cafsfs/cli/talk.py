@@ -6,6 +6,7 @@ import logging
 import logging.handlers
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,14 +54,13 @@ def start_logging(options: LogOptions) -> None:
 def log_to_syslog() -> None:
     """From now on, to syslog where there is one: for a process that has left its terminal."""
     root = logging.getLogger()
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-    if Path("/dev/log").exists():
-        syslog = logging.handlers.SysLogHandler("/dev/log")
-        syslog.setFormatter(logging.Formatter("cafsfs[%(process)d]: %(message)s"))
-        root.addHandler(syslog)
-    else:
-        root.addHandler(logging.NullHandler())
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    handler: logging.Handler = logging.NullHandler()
+    with suppress(OSError):  # no syslog here, or nobody who listens
+        handler = logging.handlers.SysLogHandler("/dev/log")
+    handler.setFormatter(logging.Formatter("cafsfs[%(process)d]: %(message)s"))
+    root.addHandler(handler)
 
 
 def _file_handler(path: Path) -> logging.Handler:
