@@ -6,8 +6,10 @@ A feature is a decorator over a contract, so stacks read aloud:
 Content and packed bytes have different verbs on purpose: a type checker then catches a mix-up.
 One class crosses between them and verifies on the way: ``UnpackingStore``.
 
-Every method raises only CafsError (and lets Cancelled pass). Deadlines are each implementation's
-own duty: no method waits for ever.
+Every method raises only CafsError (and lets Cancelled pass). The docstrings name what callers tell
+apart; StoreError, ServerRefused and RemoteProtocolError may come from any. Only an OSError that a
+sink raises passes as it is, and nobody is asked instead: a full disk here is not the other side's
+fault. Deadlines are each implementation's own duty: no method waits for ever.
 """
 
 from __future__ import annotations
@@ -75,7 +77,10 @@ class ContentStore(ABC):
 
     @abstractmethod
     async def stat(self, digest: Digest) -> BlobStat:
-        """What can be told without reading the whole blob; raises BlobNotFound, Unavailable."""
+        """What can be told without reading the whole blob.
+
+        Raises BlobNotFound, Unavailable, and CorruptBlob for what shows at once to be no blob.
+        """
 
     @abstractmethod
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
@@ -138,7 +143,7 @@ class PackedStore(ABC):
     async def inspect(self, digest: Digest) -> PackedStat:
         """The packed length, and the header unless a fetch is the cheapest way to see it.
 
-        Raises BlobNotFound, Unavailable.
+        Raises BlobNotFound, Unavailable, and CorruptBlob for what has no sound header.
         """
 
     @abstractmethod

@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import TypeVar
 
 import trio
@@ -34,7 +35,7 @@ from cafsfs.metrics import Metrics
 from cafsfs.packing import Hasher
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 from cafsfs.store.files import FileSink
-from cafsfs.store.local_root import blob_path
+from cafsfs.store.local_root import blob_path, is_blob
 from cafsfs.store.pump import PIECE
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class CachedFile:
         self._inline = True
 
     def close(self) -> None:
+        """To be called when no read is under way: its descriptor may be another file's then."""
         os.close(self._descriptor)
 
     async def read(self, offset: int, length: int) -> bytes | bytearray:
@@ -87,22 +89,17 @@ class CachedFile:
         return buffer
 
     async def copy_to(self, sink: ContentSink, digest: Digest) -> BlobStat:
-        """Write all to ``sink``, verifying it once more; raises CorruptBlob."""
+        """Write all to ``sink``, verifying it once more; raises CorruptBlob, StoreError."""
+        if await _copy(self, sink, self._limiter) != digest:
+            raise CorruptBlob(f"the cached bytes of {digest} are not its content")
+        return BlobStat(size=self.size, source="cache", verified_at=int(time.time()))
 
-        def copy() -> None:
-            hasher = Hasher()
-            buffer = memoryview(bytearray(PIECE))
-            offset = 0
-            sink.restart()
-            while count := os.preadv(self._descriptor, [buffer], offset):
-                sink.write(buffer[:count])
-                hasher.update(buffer[:count])
-                offset += count
-            if hasher.digest() != digest:
-                raise CorruptBlob(f"the cached bytes of {digest} are not its content")
-
-        await trio.to_thread.run_sync(copy, limiter=self._limiter)
-        return BlobStat(size=self.size, source="cache")
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """As a ContentSource; raises StoreError for a sick disk."""
+        try:
+            return os.preadv(self._descriptor, [buffer], offset)
+        except OSError as error:
+            raise StoreError(f"cannot read the cache: {error.strerror}") from error
 
     def _read_from_memory(self, buffer: bytearray, offset: int) -> int:
         try:
@@ -117,18 +114,18 @@ class CachedFile:
 
     def _read_from_disk(self, buffer: memoryview, offset: int) -> None:
         while buffer:
-            try:
-                count = os.preadv(self._descriptor, [buffer], offset)
-            except OSError as error:
-                raise StoreError(f"cannot read the cache: {error.strerror}") from error
+            count = self.read_at(buffer, offset)
             if count == 0:
-                raise CorruptBlob(f"a cached blob ends at {offset}, not at {self.size}")
+                raise CorruptBlob(f"a cached blob of {self.size} bytes has none at {offset}")
             buffer = buffer[count:]
             offset += count
 
 
 class Partial:
-    """A blob on its way into the cache. The file is made with the first byte, in a thread."""
+    """A blob on its way into the cache. The file is made with the first byte, in a thread.
+
+    As a sink it raises OSError.
+    """
 
     def __init__(self, digest: Digest, directory: Path) -> None:
         self.digest = digest
@@ -160,12 +157,18 @@ class Partial:
         assert self._sink is not None
         self._sink.write(data)
 
+    def release(self) -> int:
+        """Hand the descriptor over: there is nothing to discard any more."""
+        descriptor, self.descriptor = self.descriptor, -1
+        return descriptor
+
     def discard(self) -> None:
-        """Close and remove, unless it was committed."""
+        """Close and remove, unless it was committed; blocks. What cannot be removed is debris."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.unlink()
 
 
 class DiskCache(ContentStore):
@@ -182,6 +185,8 @@ class DiskCache(ContentStore):
         self._limiter = trio.CapacityLimiter(_WORKERS)
         self._sizes: OrderedDict[Digest, int] = OrderedDict()  # least recently used first
         self._used = 0
+        # Evicted, but their names still stand: not to be noted as cached, nor to be committed.
+        self._leaving: dict[Digest, trio.Event] = {}
         self.on_change: Callable[[Digest], None] = lambda _: None
         try:
             for each in (directory, self._blobs, self._partials):
@@ -208,20 +213,28 @@ class DiskCache(ContentStore):
         return sorted(self._sizes)
 
     async def scan(self) -> None:
-        """Learn what a former mount has left, and clear its debris; runs beside the mount."""
-        found = await self._in_thread(lambda: sorted(self._walk()))
+        """Learn what a former mount has left, and clear its debris; runs beside the mount.
+
+        A cache that cannot be looked through is a cache all the same: that is logged, not raised.
+        """
+        try:
+            found = await self._in_thread(lambda: sorted(self._walk()))
+            await self._in_thread(self._clear_debris)
+        except StoreError as error:
+            log.warning("what a former mount has left is not known: %s", error)
+            return
         for _, digest, size in reversed(found):
-            if digest not in self._sizes:  # else it was used since, and is younger than all these
+            # What was used since is younger than all these.
+            if digest not in self._sizes and digest not in self._leaving:
                 self._sizes[digest] = size
                 self._sizes.move_to_end(digest, last=False)
                 self._used += size
-        await self._in_thread(self._clear_debris)
         await self._evict()
         log.debug("cache: %d blobs, %d bytes", len(self._sizes), self._used)
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         unknown = [each for each in digests if each not in self._sizes]
-        return await self._in_thread(lambda: {e for e in unknown if not self._path(e).is_file()})
+        return await self._in_thread(lambda: {e for e in unknown if not is_blob(self._path(e))})
 
     async def stat(self, digest: Digest) -> BlobStat:
         size = self._sizes.get(digest)
@@ -233,21 +246,37 @@ class DiskCache(ContentStore):
     # --- content out
 
     async def open(self, digest: Digest) -> CachedFile:
-        """Open a cached blob and note its use; raises BlobNotFound."""
+        """Open a cached blob and note its use; raises BlobNotFound, StoreError."""
+        known = self._sizes.get(digest)
         try:
             descriptor, size = await self._in_thread(lambda: self._open(digest))
         except BlobNotFound:
-            self._forget(digest)  # somebody else has removed it
+            if known is not None:  # somebody else has removed it
+                self._forget(digest)
             raise
-        self._note(digest, size)
-        return CachedFile(descriptor, size, self._limiter)
+        file = CachedFile(descriptor, size, self._limiter)
+        if known not in {None, size}:  # somebody else has truncated it
+            file.close()
+            await self.drop(digest)
+            raise BlobNotFound(digest)
+        if os.fstat(descriptor).st_nlink:  # else it was evicted while a thread opened it
+            self._note(digest, size)
+        return file
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         file = await self.open(digest)
         try:
             return await file.copy_to(sink, digest)
+        except CorruptBlob:
+            await self.drop(digest)
+            raise
         finally:
             file.close()
+
+    async def drop(self, digest: Digest) -> None:
+        """Take out a blob whose cached bytes have proved wrong: a broken cache is a miss."""
+        self._forget(digest)
+        await self._unlink([digest])
 
     # --- content in
 
@@ -258,54 +287,54 @@ class DiskCache(ContentStore):
     async def commit(self, partial: Partial) -> CachedFile:
         """Give a verified partial file its name and hand it out open, in one step.
 
-        In one step, because eviction could win a race between two. Raises OSError.
+        In one step, because eviction could win a race between two. The partial file is used up
+        then, and still the caller's if this raises: OSError, or Cancelled.
         """
-        size = partial.written
 
-        def rename() -> int:
-            if partial.descriptor < 0:  # an empty blob brings no byte
+        def rename() -> None:
+            if partial.descriptor < 0:  # a sink that was not used at all
                 partial.restart()
             path = self._path(partial.digest)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             partial.path.rename(path)
-            return os.dup(partial.descriptor)
 
-        descriptor = await trio.to_thread.run_sync(rename, limiter=self._limiter)
-        self._note(partial.digest, size)
+        while (leaving := self._leaving.get(partial.digest)) is not None:
+            await leaving.wait()  # else the new file would be unlinked in place of the old one
+        await trio.to_thread.run_sync(rename, limiter=self._limiter)
+        # No checkpoint from here to the note: what has its name is counted.
+        file = CachedFile(partial.release(), partial.written, self._limiter)
+        self._note(partial.digest, file.size)
         self.on_change(partial.digest)
-        file = CachedFile(descriptor, size, self._limiter)
-        try:
-            await self._evict()
-        except BaseException:
-            file.close()
-            raise
+        await self._evict()
         return file
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
-        def copy() -> None:
-            hasher = Hasher()
-            buffer = memoryview(bytearray(PIECE))
-            offset = 0
-            while count := source.read_at(buffer, offset):
-                partial.write(buffer[:count])
-                hasher.update(buffer[:count])
-                offset += count
-            if hasher.digest() != digest:
-                raise CorruptBlob(f"the content to store is not that of {digest}")
+    async def discard(self, partial: Partial) -> None:
+        """Close and remove a partial file; nothing to do for one that was committed.
 
+        In a thread, because removing a large file takes its time; even if cancelled.
+        """
+        if partial.descriptor >= 0:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(partial.discard, limiter=self._limiter)
+
+    async def put(self, digest: Digest, source: ContentSource) -> None:
         partial = self.begin(digest)
         try:
-            await self._in_thread(copy)
+            if await _copy(source, partial, self._limiter) != digest:
+                raise CorruptBlob(f"the content to store is not that of {digest}")
             (await self.commit(partial)).close()
         except OSError as error:
             raise StoreError(f"cannot write the cache: {error.strerror}") from error
         finally:
-            partial.discard()
+            await self.discard(partial)
 
     # --- bookkeeping, on the event loop
 
     def _note(self, digest: Digest, size: int) -> None:
         """Note that a blob is there and was just used."""
+        if digest in self._leaving:
+            return
         self._used += size - self._sizes.pop(digest, 0)
         self._sizes[digest] = size
 
@@ -315,18 +344,47 @@ class DiskCache(ContentStore):
             self.on_change(digest)
 
     async def _evict(self) -> None:
-        doomed: list[Digest] = []
+        """Take out what is over the bound; never raises, for a cache may fail, a read may not."""
+        doomed: dict[Digest, int] = {}
         while self._used > self._max_bytes and self._sizes:
             # No checkpoint in this loop: what is taken out here is counted out here.
             digest, size = self._sizes.popitem(last=False)
             self._used -= size
+            doomed[digest] = size
+        if not doomed:
+            return
+        gone = trio.Event()
+        self._leaving.update(dict.fromkeys(doomed, gone))
+        stuck = await self._unlink(doomed)
+        for digest, size in doomed.items():
+            del self._leaving[digest]
+            if digest in stuck:
+                self._note(digest, size)  # as the youngest: the next round takes others first
+                continue
             self._metrics.evictions += 1
             self._metrics.evicted_bytes += size
-            doomed.append(digest)
-        if doomed:
-            await self._in_thread(lambda: self._unlink(doomed))
-        for digest in doomed:
             self.on_change(digest)
+        gone.set()
+
+    async def _unlink(self, digests: Collection[Digest]) -> set[Digest]:
+        """Remove blobs and return those that could not be removed, with a warning in the log.
+
+        Even if cancelled: what was counted out and is still there would not be in the books.
+        """
+        stuck: dict[Digest, OSError] = {}
+
+        def unlink() -> None:
+            for digest in digests:
+                try:
+                    self._path(digest).unlink(missing_ok=True)
+                except OSError as error:
+                    stuck[digest] = error
+
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(unlink, limiter=self._limiter)
+        for digest, error in stuck.items():
+            log.warning("cannot remove %s from the cache: %s", digest, error.strerror)
+        return set(stuck)
 
     # --- disk, in threads
 
@@ -338,9 +396,13 @@ class DiskCache(ContentStore):
             descriptor = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise BlobNotFound(digest) from None
-        with suppress(OSError):  # a read-only cache is a cache all the same
-            os.utime(descriptor)
-        return descriptor, os.fstat(descriptor).st_size
+        try:
+            with suppress(OSError):  # a read-only cache is a cache all the same
+                os.utime(descriptor)
+            return descriptor, os.fstat(descriptor).st_size
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def _stat(self, digest: Digest) -> int:
         try:
@@ -348,19 +410,15 @@ class DiskCache(ContentStore):
         except FileNotFoundError:
             raise BlobNotFound(digest) from None
 
-    def _unlink(self, digests: list[Digest]) -> None:
-        for digest in digests:
-            with suppress(FileNotFoundError):
-                self._path(digest).unlink()
-
     def _walk(self) -> Iterator[tuple[float, Digest, int]]:
         """Time of last use, digest and size of every blob."""
         for first in _names(self._blobs, _HEX_PAIR):
             for second in _names(first, _HEX_PAIR):
                 for path in _names(second, _HEX_NAME):
                     with suppress(FileNotFoundError):
-                        stat = path.stat()
-                        yield stat.st_mtime, Digest.parse(path.name), stat.st_size
+                        stat = path.lstat()
+                        if S_ISREG(stat.st_mode):
+                            yield stat.st_mtime, Digest.parse(path.name), stat.st_size
 
     def _clear_debris(self) -> None:
         for path in self._partials.iterdir():
@@ -379,6 +437,30 @@ class DiskCache(ContentStore):
             return await trio.to_thread.run_sync(work, limiter=self._limiter)
         except OSError as error:
             raise StoreError(f"cannot use the cache: {error.strerror}") from error
+
+
+async def _copy(source: ContentSource, sink: ContentSink, limiter: trio.CapacityLimiter) -> Digest:
+    """Copy all content; returns its hash. A hop a piece, so that it can be cancelled between two.
+
+    Raises what ``source`` and ``sink`` raise.
+    """
+    hasher = Hasher()
+    buffer = memoryview(bytearray(max(1, min(PIECE, source.size))))
+
+    def copy_piece() -> int:
+        if offset == 0:
+            sink.restart()
+        count = source.read_at(buffer, offset)
+        sink.write(buffer[:count])
+        hasher.update(buffer[:count])
+        return count
+
+    offset = 0
+    while count := await trio.to_thread.run_sync(copy_piece, limiter=limiter):
+        offset += count
+        if offset >= source.size:
+            break
+    return hasher.digest()
 
 
 def _names(directory: Path, pattern: re.Pattern[str]) -> Iterator[Path]:

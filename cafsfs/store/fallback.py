@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
 from cafsfs.digest import Digest
-from cafsfs.errors import BlobNotFound, CafsError, Unavailable
+from cafsfs.errors import BlobNotFound, CafsError, CorruptBlob, Unavailable
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 
 log = logging.getLogger(__name__)
@@ -19,8 +19,9 @@ class FallbackStore(ContentStore):
     """Several places of the same content, the preferred one first.
 
     An operation goes on to the next store on any error: a wrong hash is that store's fault, and
-    another may have the right bytes. A blob is absent only when all stores have said so; if
-    one of them failed, its error is raised instead, for it might have had the blob.
+    another may have the right bytes. Only wrong content to ``put`` is wrong everywhere. A blob is
+    absent only when all stores have said so; if one of them failed, its error is raised instead,
+    for it might have had the blob.
     """
 
     def __init__(self, stores: Sequence[ContentStore]) -> None:
@@ -37,7 +38,7 @@ class FallbackStore(ContentStore):
             try:
                 missing &= await store.find_missing(missing)
             except CafsError as error:
-                failure = failure or error
+                failure = _graver(failure, error)
         if missing and failure is not None:
             raise failure
         return missing
@@ -49,18 +50,25 @@ class FallbackStore(ContentStore):
         return await self._first(lambda store: store.pull(digest, sink))
 
     async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._first(lambda store: store.put(digest, source))
+        await self._first(lambda store: store.put(digest, source), but=(CorruptBlob,))
 
-    async def _first(self, operation: Callable[[ContentStore], Awaitable[T]]) -> T:
+    async def _first(
+        self,
+        operation: Callable[[ContentStore], Awaitable[T]],
+        *,
+        but: tuple[type[CafsError], ...] = (),
+    ) -> T:
         absent: BlobNotFound | None = None
         failure: CafsError | None = None
         for store in self._stores:
             try:
                 return await operation(store)
+            except but:
+                raise
             except BlobNotFound as error:
                 absent = error
             except CafsError as error:
-                if len(self._stores) > 1:
+                if store is not self._stores[-1]:
                     log.warning("going on with the next server: %s", error)
                 failure = _graver(failure, error)
         raise failure or absent or AssertionError("a FallbackStore has at least one store")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 
@@ -17,7 +18,7 @@ from cafsfs.store.contracts import BlobStat, ContentStore
 
 
 class FileSink:
-    """Content written to a file that is open for writing.
+    """Content written to a file that is open for writing; raises OSError.
 
     ``written`` (bytes, of this attempt) and ``progress`` (pieces, of all attempts) may be read from
     any thread. ``on_write`` is told the bytes of each piece, in the worker thread.
@@ -49,9 +50,8 @@ class FileSink:
 class FileSource:
     """The content of a file, as it was when it was hashed.
 
-    Raises StoreError, also from ``close`` on, for a file that cannot be read. A file that changes
-    after it was hashed would be uploaded under a name that is not its own: reading it raises
-    CorruptBlob then.
+    Raises StoreError for a file that cannot be read; blocks while it hashes. A file that changes
+    after that would be uploaded under a name that is not its own: reading it raises CorruptBlob.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +62,9 @@ class FileSource:
             try:
                 self._stamp = self._look()
                 self.size = self._stamp[0]
-                self.digest = hash_file(path)
+                # Not by its path: that may name another file by now, and a file that is truncated
+                # while it is mapped into memory kills the process.
+                self.digest = hash_file(self._descriptor)
             except BaseException:
                 self.close()
                 raise
@@ -104,23 +106,27 @@ async def pull_to_file(
 
     Written to a temporary file beside ``path``, verified, then renamed. Makes missing parent
     directories. Raises what ``store.pull`` raises, and StoreError for a directory that cannot be
-    written.
+    written. After an error or a cancellation there is no temporary file.
     """
 
     def prepare() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
-    descriptor = -1
+    start = os.fsdecode(os.fsencode(path.name)[:200])  # a file name has 255 bytes, not characters
+    temporary = path.parent / f".{start}.{secrets.token_hex(4)}.part"
     try:
         descriptor = await trio.to_thread.run_sync(prepare, limiter=limiter)
-        stat = await store.pull(digest, FileSink(descriptor, on_write=on_write))
-        await trio.to_thread.run_sync(os.rename, temporary, path, limiter=limiter)
+        try:
+            try:
+                stat = await store.pull(digest, FileSink(descriptor, on_write=on_write))
+            finally:
+                os.close(descriptor)  # network filesystems tell here that their disk is full
+            await trio.to_thread.run_sync(os.rename, temporary, path, limiter=limiter)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
     except OSError as error:
         raise StoreError(f"cannot write `{path}`: {error.strerror}") from error
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-            temporary.unlink(missing_ok=True)
     return stat

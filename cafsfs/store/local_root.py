@@ -11,8 +11,9 @@ import errno
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import TypeVar
 
 import trio
@@ -32,6 +33,14 @@ _HEAD = 64 << 10  # bytes; a blob up to this is read in the hop that opens it
 def blob_path(directory: Path, digest: Digest) -> Path:
     """Where a blob stands below the directory that holds ``ab/cd/``."""
     return directory / digest.hex[:2] / digest.hex[2:4] / digest.hex
+
+
+def is_blob(path: Path) -> bool:
+    """Is there a file? Unlike ``Path.is_file`` of newer Pythons raises OSError if none can tell."""
+    try:
+        return S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 class FileBody:
@@ -96,7 +105,7 @@ class LocalRoot(PackedStore):
 
     async def find_absent(self, digests: Collection[Digest]) -> set[Digest]:
         def look() -> set[Digest]:
-            return {each for each in digests if not self._path(each).is_file()}
+            return {each for each in digests if not is_blob(self._path(each))}
 
         return await self._in_thread(look)
 
@@ -151,7 +160,8 @@ class LocalRoot(PackedStore):
             await self._in_thread(commit)
         finally:
             os.close(descriptor)
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # renamed, mostly
+                temporary.unlink()
 
     def _path(self, digest: Digest) -> Path:
         return blob_path(self._blobs, digest)

@@ -84,7 +84,9 @@ class MemoryStore(ContentStore):
     async def put(self, digest: Digest, source: ContentSource) -> None:
         await trio.lowlevel.checkpoint()
         content = bytearray(source.size)
-        source.read_at(memoryview(content), 0)
+        offset = 0
+        while count := source.read_at(memoryview(content)[offset:], offset):
+            offset += count
         if hash_bytes(content) != digest:
             raise CorruptBlob(f"the content to store is not that of {digest}")
         self._blobs[digest] = bytes(content)

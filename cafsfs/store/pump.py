@@ -10,6 +10,10 @@ import trio
 # hashing and writing take (about 1 ms); more only costs memory.
 PIECE = 1 << 20
 
+# A line that brings less than a piece in this time passes on what it has: readers judge a pull by
+# its progress, and 20 KB/s are progress.
+_HOLD = 1.0  # seconds
+
 
 async def pump(
     read: Callable[[memoryview], Awaitable[int]],
@@ -20,30 +24,31 @@ async def pump(
     """Pass everything that ``read`` gives to ``write``, in order, in pieces of up to PIECE bytes.
 
     ``read(buffer)`` returns the bytes it read, 0 at the end only. ``length`` is the number of
-    bytes to come where that is known: it saves memory for small blobs. The first error of either
-    side is raised as it is. Cancelled between two pieces, nothing more is read or written.
+    bytes to come where that is known: no more are read, and it saves memory for small blobs. The
+    first error of either side is raised as it is. Cancelled between two pieces, nothing more is
+    read or written.
     """
     size = PIECE if length is None else max(1, min(PIECE, length))
-    full = memoryview(bytearray(size))
-    count = await _fill(read, full)
-    if count == length:
-        if count:
-            await write(full[:count])
-        return
-    spare = memoryview(bytearray(size))
-    while count:
+    full, spare = memoryview(bytearray(size)), memoryview(b"")
+    total = count = await _fill(read, full)
+    while count and total != length:
+        spare = spare or memoryview(bytearray(size))
         count = await _overlap(write, full[:count], read, spare)
+        total += count
         full, spare = spare, full
+    if count:
+        await write(full[:count])
 
 
 async def _fill(read: Callable[[memoryview], Awaitable[int]], buffer: memoryview) -> int:
     """Read until ``buffer`` is full or the end has come: a hop a MiB, not a hop a segment."""
+    late = trio.current_time() + _HOLD
     count = 0
     while count < len(buffer):
         got = await read(buffer[count:])
-        if got == 0:
-            break
         count += got
+        if got == 0 or trio.current_time() >= late:
+            break
     return count
 
 

@@ -63,8 +63,8 @@ class OpenBlob:
     async def wait(self, patience: float) -> CachedFile:
         """The content, as soon as it is there and verified.
 
-        Raises what the pull raised, or TimedOut after ``patience`` seconds without progress of
-        the pull; how long it takes in all does not matter.
+        Raises what the pull raised, or TimedOut after ``patience`` seconds (and up to a tenth
+        more) without progress of the pull; how long it takes in all does not matter.
         """
         seen = -1
         glances = 0
@@ -72,7 +72,7 @@ class OpenBlob:
             progress = self._progress()
             glances = glances + 1 if progress == seen else 0
             seen = progress
-            if glances > _GLANCES:
+            if glances >= _GLANCES:
                 raise TimedOut(f"the pull of {self.digest} has not moved for {patience:g} s")
             with trio.move_on_after(patience / _GLANCES):
                 await self.settled.wait()
@@ -164,7 +164,11 @@ class ReadCachingStore(ContentStore):
     # --- the contract
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
-        missing = await self._cache.find_missing(digests)
+        try:
+            missing = await self._cache.find_missing(digests)
+        except StoreError as error:  # a cache may fail; a question may not fail because of it
+            log.warning("%s; asking upstream", error)
+            missing = set(digests)
         return await self._upstream.find_missing(missing) if missing else missing
 
     async def stat(self, digest: Digest) -> BlobStat:
@@ -184,7 +188,7 @@ class ReadCachingStore(ContentStore):
             self._nursery.start_soon(self._inquire, digest, inquiry)
         await inquiry.done.wait()
         if isinstance(inquiry.outcome, CafsError):
-            raise inquiry.outcome
+            raise inquiry.outcome.with_traceback(None)
         if inquiry.outcome is None:
             raise Unavailable("the inquiry was given up")
         return inquiry.outcome
@@ -194,8 +198,14 @@ class ReadCachingStore(ContentStore):
         try:
             file = await blob.wait(patience=float("inf"))  # upstream has its own deadlines
             return await file.copy_to(sink, digest)
+        except (CorruptBlob, StoreError) as error:
+            if not isinstance(blob.state, _Ready):
+                raise
+            log.warning("%s; pulling %s again", error, digest)
         finally:
             self.close(blob)
+        await self._cache.drop(digest)
+        return await self._upstream.pull(digest, sink)
 
     async def put(self, digest: Digest, source: ContentSource) -> None:
         await self._upstream.put(digest, source)
@@ -245,15 +255,16 @@ class ReadCachingStore(ContentStore):
         pulling = blob.state
         assert isinstance(pulling, _Pulling)
         outcome: _Ready | _Failed = _Failed(Unavailable(f"the pull of {blob.digest} was stopped"))
-        with pulling.scope:
-            try:
+        try:
+            with pulling.scope:
                 outcome = _Ready(await self._bring(blob.digest, pulling))
-            except CafsError as error:
-                outcome = _Failed(error)
-            except Exception as error:
-                log.exception("pulling %s failed", blob.digest)
-                outcome = _Failed(StoreError(f"pulling {blob.digest} failed: {error}"))
-        self._settle(blob, outcome)
+        except CafsError as error:
+            outcome = _Failed(error)
+        except Exception as error:
+            log.exception("pulling %s failed", blob.digest)
+            outcome = _Failed(StoreError(f"pulling {blob.digest} failed: {error}"))
+        finally:  # also if the nursery is cancelled: nobody waits for what never comes
+            self._settle(blob, outcome)
 
     def _settle(self, blob: OpenBlob, outcome: _Ready | _Failed) -> None:
         if not isinstance(blob.state, _Pulling) or not blob.users:
@@ -267,7 +278,7 @@ class ReadCachingStore(ContentStore):
 
     async def _bring(self, digest: Digest, pulling: _Pulling) -> CachedFile:
         try:
-            file = await self._cache.open(digest)
+            file = await self._open_cached(digest)
         except BlobNotFound:
             self._metrics.cache_misses += 1
         except StoreError as error:  # a cache may fail; the read may not fail because of it
@@ -285,22 +296,35 @@ class ReadCachingStore(ContentStore):
                 "cannot write the cache: its disk is full", hint="lower --cache-size"
             ) from error
 
+    async def _open_cached(self, digest: Digest) -> CachedFile:
+        file = await self._cache.open(digest)
+        told = self._told.get(digest)
+        if told is not None and told.size not in {None, file.size}:
+            file.close()
+            # Who is wrong, only a pull can tell: it replaces the file, or fails.
+            raise StoreError(
+                f"the cached file has {file.size} bytes, {told.source} said {told.size}"
+            )
+        return file
+
     async def _fill(self, digest: Digest, pulling: _Pulling) -> CachedFile:
         began = trio.current_time()
         partial = pulling.partial = self._cache.begin(digest)
         self._metrics.pulls += 1
         try:
-            stat = await self._upstream.pull(digest, partial)
-            self._check_size(digest, stat)
-            file = await self._cache.commit(partial)
-        except CafsError as error:
-            self._metrics.pull_errors += 1
-            if isinstance(error, CorruptBlob):
+            try:
+                stat = await self._upstream.pull(digest, partial)
+            except CorruptBlob:
                 # Its length may have been given out on the word of whoever sent the wrong bytes.
                 self._retract(digest)
+                raise
+            self._check_size(digest, stat)
+            file = await self._cache.commit(partial)
+        except CafsError:
+            self._metrics.pull_errors += 1
             raise
         finally:
-            partial.discard()
+            await self._cache.discard(partial)
         self._metrics.pulled_bytes += file.size
         log.info(
             "pulled %s: %d bytes from %s in %.3f s",
@@ -339,11 +363,15 @@ class ReadCachingStore(ContentStore):
         return stat
 
     def _check_size(self, digest: Digest, stat: BlobStat) -> None:
-        """A length that was given out and proves wrong would truncate every copy: fail instead."""
+        """A length that was given out and proves wrong would truncate every copy: fail instead.
+
+        The verified one is remembered, or the next lookup would be told the same lie.
+        """
         told = self._told.get(digest)
-        if told is not None and told.size not in {None, stat.size}:
-            raise CorruptBlob(f"{digest} has {stat.size} bytes, {told.source} said {told.size}")
         self._remember(digest, stat)
+        if told is not None and told.size not in {None, stat.size}:
+            self.on_size_changed(digest)
+            raise CorruptBlob(f"{digest} has {stat.size} bytes, {told.source} said {told.size}")
 
     def _remember(self, digest: Digest, stat: BlobStat) -> None:
         self._told[digest] = stat

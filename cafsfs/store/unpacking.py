@@ -9,9 +9,11 @@ from functools import partial
 import trio
 
 from cafsfs.digest import Digest
+from cafsfs.errors import CorruptBlob
 from cafsfs.packing import (
     HEADER_LENGTH,
     Compression,
+    Hasher,
     Packer,
     UnpackLimits,
     VerifyingUnpacker,
@@ -29,7 +31,7 @@ from cafsfs.store.pump import PIECE, pump
 
 
 class UnpackingStore(ContentStore):
-    """The content of a packed store.
+    """The content of a packed store, verified on both ways: servers verify nothing themselves.
 
     Unpacking, hashing and the sink's writes run in one hop a MiB, in threads of ``limiter``.
     ``compression`` is what uploads are packed with where that is worth it.
@@ -71,12 +73,13 @@ class UnpackingStore(ContentStore):
         return unpacking.stat(self._packed.name)
 
     async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._packed.deposit(digest, partial(self._pack, source))
+        await self._packed.deposit(digest, partial(self._pack, digest, source))
 
-    def _pack(self, source: ContentSource) -> PackedBody:
+    def _pack(self, digest: Digest, source: ContentSource) -> PackedBody:
+        content = _Content(digest, source)
         if self._compression is Compression.NONE:
-            return _PlainBody(source, self._limiter)
-        return _CompressedBody(source, self._compression, self._limiter)
+            return _PlainBody(content, self._limiter)
+        return _CompressedBody(content, self._compression, self._limiter)
 
 
 class _Unpacking:
@@ -115,33 +118,49 @@ class _Unpacking:
         )
 
 
+class _Content:
+    """The content of a source, read once from its start; its last piece only if all was right."""
+
+    def __init__(self, digest: Digest, source: ContentSource) -> None:
+        self.size = source.size
+        self._digest = digest
+        self._source = source
+        self._hasher = Hasher()
+        self._offset = 0
+
+    def read(self, buffer: memoryview) -> int:
+        """Fill ``buffer`` as far as there is content; raises CorruptBlob in place of its end."""
+        view = buffer[: self.size - self._offset]
+        count = 0
+        while count < len(view):
+            got = self._source.read_at(view[count:], self._offset + count)
+            if got == 0:
+                raise CorruptBlob(f"the content to store ends before its {self.size} bytes")
+            count += got
+        self._hasher.update(view)
+        self._offset += count
+        if self._offset == self.size and self._hasher.digest() != self._digest:
+            raise CorruptBlob(f"the content to store is not that of {self._digest}")
+        return count
+
+
 class _PlainBody:
     """A NONE body: the header, then the content as it is."""
 
-    def __init__(self, source: ContentSource, limiter: trio.CapacityLimiter) -> None:
-        self._source = source
+    def __init__(self, content: _Content, limiter: trio.CapacityLimiter) -> None:
+        self._content = content
         self._limiter = limiter
-        self._header = Packer(Compression.NONE, source.size).begin()
-        self._offset = 0  # in the packed blob
-        self.length: int | None = HEADER_LENGTH + source.size
+        self._header = Packer(Compression.NONE, content.size).begin()  # what is left of it
+        self.length: int | None = HEADER_LENGTH + content.size
 
     async def readinto(self, buffer: memoryview) -> int:
-        count = await trio.to_thread.run_sync(self._read, buffer, limiter=self._limiter)
-        self._offset += count
-        return count
+        return await trio.to_thread.run_sync(self._read, buffer, limiter=self._limiter)
 
     def _read(self, buffer: memoryview) -> int:
-        start = self._header[self._offset : self._offset + len(buffer)]
+        start = self._header[: len(buffer)]
         buffer[: len(start)] = start
-        offset = max(0, self._offset - HEADER_LENGTH)
-        count = len(start)
-        while count < len(buffer) and offset < self._source.size:
-            got = self._source.read_at(buffer[count:], offset)
-            if got == 0:
-                break
-            count += got
-            offset += got
-        return count
+        self._header = self._header[len(start) :]
+        return len(start) + self._content.read(buffer[len(start) :])
 
 
 class _CompressedBody:
@@ -150,13 +169,13 @@ class _CompressedBody:
     length: int | None = None
 
     def __init__(
-        self, source: ContentSource, compression: Compression, limiter: trio.CapacityLimiter
+        self, content: _Content, compression: Compression, limiter: trio.CapacityLimiter
     ) -> None:
-        self._source = source
+        self._content = content
         self._preferred = compression
         self._limiter = limiter
+        self._buffer = memoryview(bytearray(max(1, min(PIECE, content.size))))
         self._packer: Packer | None = None
-        self._offset = 0
         self._packed = memoryview(b"")  # packed, not yet read
         self._ended = False
 
@@ -172,12 +191,10 @@ class _CompressedBody:
         return count
 
     def _pack_more(self) -> bytes | memoryview:
-        piece = memoryview(bytearray(max(1, min(PIECE, self._source.size - self._offset))))
-        piece = piece[: self._source.read_at(piece, self._offset)]
-        self._offset += len(piece)
+        piece = self._buffer[: self._content.read(self._buffer)]
         if self._packer is None:
-            compression = choose_compression(self._source.size, bytes(piece[:4]), self._preferred)
-            self._packer = Packer(compression, self._source.size)
+            compression = choose_compression(self._content.size, bytes(piece[:4]), self._preferred)
+            self._packer = Packer(compression, self._content.size)
             return self._packer.begin() + self._packer.feed(piece)
         if piece:
             return self._packer.feed(piece)

@@ -1,0 +1,131 @@
+"""Content to test with, sinks and sources that misbehave, and what a test may leave behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from cafsfs.digest import Digest
+from cafsfs.packing import Compression, Packer, hash_bytes
+from cafsfs.store.contracts import ContentStore
+from cafsfs.store.memory import MemorySink, MemorySource
+from cafsfs.store.pump import PIECE
+
+KIB, MIB = 1 << 10, 1 << 20
+
+# Around every boundary there is: the head of a FileBody, a piece of the pump, several of them.
+SIZES = (0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, MIB - 1, MIB, MIB + 1, 5 * MIB)
+
+# Longer than a piece and prime to it, so that pieces in a wrong order show.
+_BLOCK = random.Random(7).randbytes(PIECE + 13)
+
+ABSENT = hash_bytes(b"what nobody has stored")
+
+
+def content_of(size: int, variant: int = 0) -> bytes:
+    """``size`` bytes, others for each variant."""
+    start = variant.to_bytes(8, "little") if variant else b""
+    return (start + _BLOCK * (size // len(_BLOCK) + 1))[:size]
+
+
+def packed(content: bytes, compression: Compression = Compression.NONE) -> bytes:
+    packer = Packer(compression, len(content))
+    return packer.begin() + packer.feed(content) + packer.finish()
+
+
+async def put(store: ContentStore, content: bytes) -> Digest:
+    digest = hash_bytes(content)
+    await store.put(digest, MemorySource(content))
+    return digest
+
+
+async def pull(store: ContentStore, digest: Digest) -> bytes:
+    sink = MemorySink()
+    await store.pull(digest, sink)
+    return bytes(sink.content)
+
+
+class ShortReads:
+    """A source that never fills a buffer."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        piece = self._content[offset : offset + min(len(buffer), 50_001)]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+class EndsEarly(MemorySource):
+    """A source that has less than it says."""
+
+    @property
+    def size(self) -> int:
+        return super().size + 1
+
+
+class FullDisk:
+    """A sink that has no room for the first piece."""
+
+    def __init__(self) -> None:
+        self.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def restart(self) -> None:
+        pass
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        raise self.error
+
+
+class CallingSink(MemorySink):
+    """Calls something with each piece, on whatever thread that is."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        super().__init__()
+        self._call = call
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        super().write(data)
+        self._call()
+
+
+class CallingSource(MemorySource):
+    """Calls something with each piece, on whatever thread that is."""
+
+    def __init__(self, content: bytes, call: Callable[[], object]) -> None:
+        super().__init__(content)
+        self._call = call
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        self._call()
+        return super().read_at(buffer, offset)
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def strays(directory: Path) -> list[Path]:
+    """Files below ``directory`` that are no blobs: nothing may leave one."""
+    files = (each for each in directory.rglob("*") if each.is_file())
+    return [each for each in files if re.fullmatch("[0-9a-f]{64}", each.name) is None]
+
+
+async def eventually(condition: Callable[[], bool]) -> bool:
+    """True as soon as it is; False if that takes over two seconds.
+
+    Only for what the other end of a socket does in its own time.
+    """
+    with trio.move_on_after(2):
+        while not condition():  # noqa: ASYNC110  # there is no event: it is another's descriptor
+            await trio.sleep(0.005)
+    return condition()

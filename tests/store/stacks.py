@@ -1,0 +1,167 @@
+"""Every implementation and stack of the two contracts, ready for the suites that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from cafsfs.client import RemoteStore, Server
+from cafsfs.digest import Digest
+from cafsfs.packing import Compression
+from cafsfs.server import CafsServer
+from cafsfs.store.contracts import ContentStore, PackedStore
+from cafsfs.store.disk_cache import DiskCache
+from cafsfs.store.fallback import FallbackStore
+from cafsfs.store.local_root import LocalRoot, blob_path
+from cafsfs.store.memory import MemoryPackedStore, MemoryStore
+from cafsfs.store.read_caching import ReadCachingStore
+from cafsfs.store.retrying import RetryingStore
+from cafsfs.store.unpacking import UnpackingStore
+
+Spoil = Callable[[Digest], None]
+
+
+@dataclass(frozen=True)
+class ContentStack:
+    """``spoil`` changes a byte of what is stored; None where nobody but the store can get at it.
+
+    ``tells_sizes``: ``stat`` always does; ``warns``: what it logs of wrong bytes.
+    """
+
+    store: ContentStore
+    spoil: Spoil | None
+    tells_sizes: bool = True
+    warns: str | None = None
+
+
+@dataclass(frozen=True)
+class PackedStack:
+    """``verifies``: wrong content is refused; ``ranges``: a part of a blob can be fetched."""
+
+    store: PackedStore
+    spoil: Spoil
+    verifies: bool = True
+    ranges: bool = True
+
+
+ContentMaker = Callable[[Path], AbstractAsyncContextManager[ContentStack]]
+PackedMaker = Callable[[Path], AbstractAsyncContextManager[PackedStack]]
+
+
+def spoil_file(directory: Path, digest: Digest) -> None:
+    path = blob_path(directory / "blobs", digest)
+    path.write_bytes(_spoiled(path.read_bytes()))
+
+
+def spoil_memory(store: MemoryPackedStore, digest: Digest) -> None:
+    store.blobs[digest] = _spoiled(store.blobs[digest])
+
+
+def _spoiled(stored: bytes) -> bytes:
+    return stored[:-1] + bytes([stored[-1] ^ 1])
+
+
+def _limiter() -> trio.CapacityLimiter:
+    return trio.CapacityLimiter(4)
+
+
+# --- packed
+
+
+@asynccontextmanager
+async def memory_packed(_: Path) -> AsyncIterator[PackedStack]:
+    store = MemoryPackedStore()
+    yield PackedStack(store, partial(spoil_memory, store), verifies=False)
+
+
+@asynccontextmanager
+async def local_root(directory: Path) -> AsyncIterator[PackedStack]:
+    yield PackedStack(LocalRoot(directory, limiter=_limiter()), partial(spoil_file, directory))
+
+
+@asynccontextmanager
+async def remote(directory: Path) -> AsyncIterator[PackedStack]:
+    """A real server on loopback, over ``directory``."""
+    root = directory / "data"
+    root.mkdir()
+    server = CafsServer(directory)
+    async with trio.open_nursery() as nursery:
+        addresses = await nursery.start(server.serve, "127.0.0.1", 0)
+        store = RemoteStore(Server(*addresses[0]), "/data")
+        yield PackedStack(store, partial(spoil_file, root), ranges=False)
+        store.close()
+        server.stop()
+
+
+# --- content
+
+
+@asynccontextmanager
+async def memory(_: Path) -> AsyncIterator[ContentStack]:
+    yield ContentStack(MemoryStore(), None)
+
+
+@asynccontextmanager
+async def disk_cache(directory: Path) -> AsyncIterator[ContentStack]:
+    cache = DiskCache(directory, max_bytes=1 << 30)
+    yield ContentStack(cache, partial(spoil_file, directory))
+
+
+@asynccontextmanager
+async def unpacking(
+    directory: Path, below: PackedMaker, compression: Compression
+) -> AsyncIterator[ContentStack]:
+    async with below(directory) as packed:
+        store = UnpackingStore(packed.store, limiter=_limiter(), compression=compression)
+        yield ContentStack(store, packed.spoil, tells_sizes=below is not remote)
+
+
+@asynccontextmanager
+async def fallback(directory: Path) -> AsyncIterator[ContentStack]:
+    first, second = MemoryPackedStore(), LocalRoot(directory, limiter=_limiter())
+    stores = [UnpackingStore(each, limiter=_limiter()) for each in (first, second)]
+    warns = "WARNING cafsfs.store.fallback: going on with the next server: content hashes to"
+    yield ContentStack(FallbackStore(stores), partial(spoil_memory, first), warns=warns)
+
+
+@asynccontextmanager
+async def retrying(directory: Path) -> AsyncIterator[ContentStack]:
+    async with unpacking(directory, memory_packed, Compression.NONE) as inner:
+        yield ContentStack(RetryingStore(inner.store, attempts=2), inner.spoil)
+
+
+@asynccontextmanager
+async def read_caching(directory: Path) -> AsyncIterator[ContentStack]:
+    cache = DiskCache(directory, max_bytes=1 << 30)
+    async with (
+        unpacking(directory, memory_packed, Compression.NONE) as upstream,
+        trio.open_nursery() as nursery,
+    ):
+        yield ContentStack(ReadCachingStore(cache, upstream.store, nursery), upstream.spoil)
+
+
+PACKED_STACKS: dict[str, PackedMaker] = {
+    "memory": memory_packed,
+    "local root": local_root,
+    "remote": remote,
+}
+
+CONTENT_STACKS: dict[str, ContentMaker] = {
+    "memory": memory,
+    "disk cache": disk_cache,
+    "unpacking memory": partial(unpacking, below=memory_packed, compression=Compression.NONE),
+    "unpacking root, none": partial(unpacking, below=local_root, compression=Compression.NONE),
+    "unpacking root, zstd": partial(unpacking, below=local_root, compression=Compression.ZSTD),
+    "unpacking root, zlib": partial(unpacking, below=local_root, compression=Compression.ZLIB),
+    "fallback": fallback,
+    "retrying": retrying,
+    "read caching": read_caching,
+    "remote": partial(unpacking, below=remote, compression=Compression.NONE),
+}
+
+PROCESS = {"remote"}  # stacks with real sockets

@@ -1,0 +1,132 @@
+"""Several places of the same content: who is asked, and what is raised when none has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+
+from cafsfs.errors import (
+    BlobNotFound,
+    CafsError,
+    CorruptBlob,
+    ServerRefused,
+    StoreError,
+    Unreachable,
+)
+from cafsfs.packing import hash_bytes
+from cafsfs.store.fallback import FallbackStore
+from cafsfs.store.memory import MemorySource
+from tests.store.samples import ABSENT, FullDisk, pull
+from tests.store.scripted import ScriptedStore
+
+CONTENT = b"content"
+DIGEST = hash_bytes(CONTENT)
+ORDERS = [
+    order for count in (1, 2, 3) for order in product(("ok", "absent", "failed"), repeat=count)
+]
+
+
+def make(outcome: str) -> ScriptedStore:
+    store = ScriptedStore(*([CONTENT] if outcome == "ok" else []))
+    if outcome == "failed":
+        store.errors = [Unreachable("nobody is there")]
+    return store
+
+
+def test_there_must_be_one() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        FallbackStore([])
+
+
+@pytest.mark.parametrize("verb", ["stat", "pull"])
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+async def test_absent_only_if_all_say_so(
+    order: tuple[str, ...], verb: str, expect_log: Callable[[str], None]
+) -> None:
+    stores = [make(outcome) for outcome in order]
+    fallback = FallbackStore(stores)
+    operation = fallback.stat(DIGEST) if verb == "stat" else pull(fallback, DIGEST)
+    asked = order.index("ok") + 1 if "ok" in order else len(order)
+    if "failed" in order[: min(asked, len(order) - 1)]:
+        expect_log("WARNING cafsfs.store.fallback: going on with the next server: nobody")
+    if "ok" in order:
+        await operation
+    elif "failed" in order:
+        with pytest.raises(Unreachable):
+            await operation
+    else:
+        with pytest.raises(BlobNotFound):
+            await operation
+    assert [len(store.calls) for store in stores] == [1] * asked + [0] * (len(order) - asked)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+async def test_find_missing_needs_an_answer_of_all(order: tuple[str, ...]) -> None:
+    fallback = FallbackStore([make(outcome) for outcome in order])
+    if "failed" in order:
+        with pytest.raises(Unreachable):
+            await fallback.find_missing([DIGEST, ABSENT])
+    else:
+        missing = {ABSENT} if "ok" in order else {DIGEST, ABSENT}
+        assert await fallback.find_missing([DIGEST, ABSENT]) == missing
+    if "ok" in order:
+        fallback = FallbackStore([make(outcome) for outcome in order])
+        assert await fallback.find_missing([DIGEST]) == set()
+
+
+async def test_find_missing_asks_only_for_what_is_still_missing() -> None:
+    first, second, third = ScriptedStore(b"1"), ScriptedStore(b"2"), ScriptedStore(b"3")
+    fallback = FallbackStore([first, second, third])
+    assert await fallback.find_missing([hash_bytes(b"1"), hash_bytes(b"2")]) == set()
+    assert third.calls == []
+
+
+@pytest.mark.parametrize("graver", [CorruptBlob, ServerRefused, StoreError])
+@pytest.mark.parametrize("graver_first", [True, False])
+async def test_of_two_failures_the_one_that_tells_more(
+    graver: type[CafsError], graver_first: bool, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("going on")
+    stores = [make("failed"), make("failed"), make("failed")]
+    stores[0 if graver_first else 1].errors = [graver("tells more")]
+    with pytest.raises(graver, match="tells more"):
+        await pull(FallbackStore(stores), DIGEST)
+    stores = [make("failed"), make("failed")]
+    stores[0 if graver_first else 1].errors = [graver("tells more")]
+    with pytest.raises(graver, match="tells more"):
+        await FallbackStore(stores).find_missing([DIGEST])
+
+
+async def test_wrong_bytes_of_one_are_no_fault_of_the_next(
+    expect_log: Callable[[str], None],
+) -> None:
+    expect_log("going on with the next server: wrong bytes")
+    first, second = make("ok"), make("ok")
+    first.errors = [CorruptBlob("wrong bytes")]
+    assert await pull(FallbackStore([first, second]), DIGEST) == CONTENT
+
+
+async def test_put_goes_to_the_first_that_takes_it(expect_log: Callable[[str], None]) -> None:
+    expect_log("going on with the next server: refused")
+    first, second, third = ScriptedStore(), ScriptedStore(), ScriptedStore()
+    first.errors = [ServerRefused("refused")]
+    await FallbackStore([first, second, third]).put(DIGEST, MemorySource(CONTENT))
+    assert second.blobs == {DIGEST: CONTENT}
+    assert (first.calls, third.calls) == (["put"], [])
+
+
+async def test_wrong_content_is_wrong_everywhere() -> None:
+    first, second = ScriptedStore(), ScriptedStore()
+    first.errors = [CorruptBlob("it changed")]
+    with pytest.raises(CorruptBlob):
+        await FallbackStore([first, second]).put(DIGEST, MemorySource(CONTENT))
+    assert second.calls == []
+
+
+async def test_a_full_disk_here_is_no_reason_to_ask_another() -> None:
+    second = make("ok")
+    with pytest.raises(OSError, match="No space"):
+        await FallbackStore([make("ok"), second]).pull(DIGEST, FullDisk())
+    assert second.calls == []

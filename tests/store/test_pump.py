@@ -1,0 +1,204 @@
+"""The pump: everything, in order, in two buffers, and errors as they are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from cafsfs.store.pump import PIECE, pump
+from tests.store.samples import MIB, content_of
+
+
+class Pipe:
+    """Both ends of a pump: gives ``content`` in pieces of ``steps`` bytes, keeps what comes."""
+
+    def __init__(self, content: bytes, steps: Iterable[int] = (PIECE,)) -> None:
+        self._left = memoryview(content)
+        self._steps = itertools.cycle(steps)
+        self._buffers: set[int] = set()  # by the id of the object behind the view
+        self.memory = 0  # bytes of all buffers
+        self.pieces: list[bytes] = []
+        self.reads = 0
+
+    async def read(self, buffer: memoryview) -> int:
+        await trio.lowlevel.checkpoint()
+        self.reads += 1
+        if id(buffer.obj) not in self._buffers:
+            self._buffers.add(id(buffer.obj))
+            self.memory += memoryview(buffer.obj).nbytes
+        count = min(len(buffer), len(self._left), next(self._steps))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+    async def write(self, piece: memoryview) -> None:
+        before = bytes(piece)
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        assert piece == before, "read into while it was being written"
+        self.pieces.append(before)
+
+    @property
+    def written(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 5 * PIECE + 3])
+async def test_passes_everything_in_order(size: int, known: bool) -> None:
+    content = content_of(size)
+    pipe = Pipe(content, steps=(70_000, 1, PIECE))
+    await pump(pipe.read, pipe.write, length=size if known else None)
+    assert pipe.written == content
+    assert all(len(each) == PIECE for each in pipe.pieces[:-1])
+
+
+@given(
+    size=st.integers(0, 3 * PIECE),
+    steps=st.lists(st.integers(10_000, 2 * PIECE), min_size=1, max_size=5),
+    known=st.booleans(),
+)
+def test_in_any_slicing(size: int, steps: list[int], known: bool) -> None:
+    async def check() -> None:
+        await pump(pipe.read, pipe.write, length=size if known else None)
+
+    pipe = Pipe(content_of(size), steps)
+    trio.run(check)
+    assert pipe.written == content_of(size)
+
+
+@pytest.mark.parametrize(
+    ("size", "known", "memory"),
+    [
+        (1, True, 1),
+        (70_000, True, 70_000),
+        (20 * MIB, True, 2 * PIECE),
+        (20 * MIB, False, 2 * PIECE),
+    ],
+)
+async def test_memory_is_bounded(size: int, known: bool, memory: int) -> None:
+    pipe = Pipe(content_of(size))
+    await pump(pipe.read, pipe.write, length=size if known else None)
+    assert pipe.memory == memory
+
+
+async def test_a_known_length_spares_the_read_of_the_end() -> None:
+    pipe = Pipe(content_of(2 * PIECE))
+    await pump(pipe.read, pipe.write, length=2 * PIECE)
+    assert pipe.reads == 2
+
+
+async def test_what_is_shorter_than_its_length_ends_all_the_same() -> None:
+    pipe = Pipe(content_of(PIECE + 10))
+    await pump(pipe.read, pipe.write, length=3 * PIECE)
+    assert pipe.written == content_of(PIECE + 10)
+
+
+async def test_reads_while_it_writes() -> None:
+    """The second piece is complete before the first has been written."""
+    pipe = Pipe(content_of(2 * PIECE))
+    seen: list[int] = []
+
+    async def write(piece: memoryview) -> None:
+        await wait_all_tasks_blocked()
+        seen.append(pipe.reads)
+
+    await pump(pipe.read, write)
+    assert seen == [2, 3]
+
+
+async def test_an_error_of_the_writer_is_raised_bare_and_stops_the_reader() -> None:
+    class DiskFullError(Exception):
+        pass
+
+    async def read(buffer: memoryview) -> int:
+        if pieces:
+            await trio.sleep_forever()
+        pieces.append(len(buffer))
+        return len(buffer)
+
+    async def write(piece: memoryview) -> None:
+        raise DiskFullError
+
+    pieces: list[int] = []
+    with pytest.raises(DiskFullError):
+        await pump(read, write)
+    with pytest.raises(DiskFullError):
+        await pump(Pipe(b"x").read, write, length=1)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+async def test_an_error_of_the_reader_is_raised_bare(after: int) -> None:
+    class BrokenError(Exception):
+        pass
+
+    pipe = Pipe(content_of(5 * PIECE))
+
+    async def read(buffer: memoryview) -> int:
+        if pipe.reads == after:
+            raise BrokenError
+        return await pipe.read(buffer)
+
+    with pytest.raises(BrokenError):
+        await pump(read, pipe.write, length=5 * PIECE)
+    assert content_of(after * PIECE).startswith(pipe.written)
+
+
+async def test_of_two_errors_the_first_is_raised() -> None:
+    async def read(buffer: memoryview) -> int:
+        reads.append(len(buffer))
+        if len(reads) == 1:
+            return len(buffer)
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("second")
+
+    async def write(piece: memoryview) -> None:
+        raise KeyError("first")
+
+    reads: list[int] = []
+    with pytest.raises(KeyError, match="first"):
+        await pump(read, write)
+
+
+async def test_cancelled_it_neither_reads_nor_writes_any_more() -> None:
+    async def write(piece: memoryview) -> None:
+        writes.append(len(piece))
+        await trio.sleep_forever()
+
+    pipe = Pipe(content_of(5 * PIECE))
+    writes: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump, pipe.read, write)
+        await wait_all_tasks_blocked()
+        assert (pipe.reads, writes) == (2, [PIECE])
+        nursery.cancel_scope.cancel()
+    assert (pipe.reads, writes) == (2, [PIECE])
+
+
+async def test_a_slow_line_passes_on_what_it_has(autojump_clock: MockClock) -> None:
+    """20 KB/s are progress, and readers see it: they don't wait until a MiB is full."""
+
+    async def read(buffer: memoryview) -> int:
+        await trio.sleep(0.1)
+        return await pipe.read(buffer)
+
+    async def write(piece: memoryview) -> None:
+        times.append(trio.current_time() - began)
+        await pipe.write(piece)
+
+    pipe = Pipe(content_of(200_000), steps=(2000,))
+    times: list[float] = []
+    began = trio.current_time()
+    await pump(read, write, length=200_000)
+    assert pipe.written == content_of(200_000)
+    gaps = [later - sooner for sooner, later in itertools.pairwise([0.0, *times])]
+    assert max(gaps) < 1.2
+    assert len(times) == 10
