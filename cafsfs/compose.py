@@ -49,7 +49,7 @@ async def open_store(
     options: StoreOptions,
     *,
     compression: Compression = Compression.NONE,
-    quick_lane: bool = False,
+    parking: trio.Nursery | None = None,
 ) -> AsyncIterator[ContentStore]:
     """The content behind a URI; ``compression`` is for uploads. See RemoteStore on the rest.
 
@@ -74,7 +74,7 @@ async def open_store(
             server,
             uri.root,
             connections=options.connections,
-            quick_lane=quick_lane,
+            parking=parking,
             deadlines=deadlines,
         )
         for server in uri.servers
@@ -121,8 +121,8 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
     metrics = Metrics()
     cache = DiskCache(plan.cache.cache_dir, max_bytes=plan.cache.cache_size, metrics=metrics)
     async with (
-        open_store(plan.uri, plan.store, quick_lane=True) as upstream,
         trio.open_nursery() as nursery,
+        open_store(plan.uri, plan.store, parking=nursery) as upstream,
     ):
         store = ReadCachingStore(cache, upstream, nursery, metrics=metrics)
         status = _Status(plan, metrics, store)

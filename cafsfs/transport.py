@@ -10,11 +10,15 @@ import os
 import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 
 from cafsfs.errors import ConnectionBroken, TimedOut, Unreachable
+
+# Seconds before the next address of a name is tried beside the one that does not answer: a host
+# whose IPv6 leads nowhere must not use up the whole deadline (RFC 8305, section 5).
+_HEAD_START = 0.25
 
 
 class Transport:
@@ -25,15 +29,16 @@ class Transport:
         self._peer = peer
         self.received = 0
         self.sent = 0
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        with suppress(OSError):  # some systems refuse options of a connection that is gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     @classmethod
     async def connect(cls, host: str, port: int, *, receive_buffer: int | None = None) -> Transport:
         """Connect to the first address that answers; the caller sets the deadline.
 
         ``receive_buffer`` (bytes) is set before connecting, so that a server which sends
-        unasked fills no more than that. Raises Unreachable, with the reason of the last address.
+        unasked fills no more than that. Raises Unreachable, with the reason of the first failure.
         """
         hint = "is a server running there? is the port right? does a firewall refuse it?"
         try:
@@ -41,22 +46,14 @@ class Transport:
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA cannot encode
             reason = getattr(error, "strerror", None) or error
             raise Unreachable(f"cannot resolve `{host}`: {reason}", hint=hint) from error
-        failure: OSError | None = None
-        for family, kind, protocol, _, address in addresses:
-            sock = trio.socket.socket(family, kind, protocol)
-            try:
-                if receive_buffer is not None:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-                await sock.connect(address)
-                return cls(sock, _name(host, port))
-            except OSError as error:
-                sock.close()
-                failure = error
-            except BaseException:
-                sock.close()
-                raise
-        reason = "it has no address" if failure is None else failure.strerror
-        raise Unreachable(f"cannot connect to {_name(host, port)}: {reason}", hint=hint)
+        race = _Race(receive_buffer)
+        sock = await race.run(addresses)
+        if sock is None:
+            # Not strerror: Trio writes the address into it, which the message has already.
+            failed = race.failures[:1]
+            reason = os.strerror(failed[0].errno or 0) if failed else "it has no address"
+            raise Unreachable(f"cannot connect to {_name(host, port)}: {reason}", hint=hint)
+        return cls(sock, _name(host, port))
 
     async def recv_into(self, buffer: memoryview, *, deadline: float) -> int:
         """Read what is there, waiting up to ``deadline`` seconds for it; 0 at the end only.
@@ -140,6 +137,64 @@ class Transport:
         except (OSError, trio.ClosedResourceError) as error:
             reason = getattr(error, "strerror", None) or "closed here"
             raise ConnectionBroken(f"connection to {self._peer} broke: {reason}") from error
+
+
+_Address = tuple[
+    socket.AddressFamily,
+    socket.SocketKind,
+    int,
+    str,
+    tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
+]
+"""What getaddrinfo says of one address."""
+
+
+class _Race:
+    """Attempts to connect to the addresses of one host; the first that succeeds ends the others."""
+
+    def __init__(self, receive_buffer: int | None) -> None:
+        self._receive_buffer = receive_buffer
+        self._winner: trio.socket.SocketType | None = None
+        self.failures: list[OSError] = []
+
+    async def run(self, addresses: Sequence[_Address]) -> trio.socket.SocketType | None:
+        """A connected socket, or None if all have failed. Cancelled, it leaves no socket."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for address in addresses:
+                    failed = trio.Event()
+                    nursery.start_soon(self._attempt, address, failed, nursery.cancel_scope)
+                    with trio.move_on_after(_HEAD_START):
+                        await failed.wait()
+        except BaseException:
+            if self._winner is not None:
+                self._winner.close()
+            raise
+        return self._winner
+
+    async def _attempt(
+        self, address: _Address, failed: trio.Event, others: trio.CancelScope
+    ) -> None:
+        family, kind, protocol, _, place = address
+        try:
+            sock = trio.socket.socket(family, kind, protocol)
+            try:
+                if self._receive_buffer is not None:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+                await sock.connect(place)
+            except BaseException:
+                sock.close()
+                raise
+        except OSError as error:
+            self.failures.append(error)
+            failed.set()
+            return
+        # No checkpoint between the test and the claim: two may arrive in the same turn.
+        if self._winner is None:
+            self._winner = sock
+            others.cancel()
+        else:
+            sock.close()
 
 
 def _name(host: str, port: int) -> str:

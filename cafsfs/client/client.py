@@ -49,8 +49,9 @@ class CafsClient:
 
     Several servers are taken to hold the same content, the first being preferred. Each operation
     has ``retry``: with it (the default) the operation goes on over the other connections and
-    servers until one succeeds or all have failed; without it, it fails at the first error. Either
-    way a pooled connection that proves dead before any byte of the answer is replaced once.
+    servers until one succeeds or all have failed; without it, only the first server is asked, and
+    the first error is raised. Either way a pooled connection that proves dead before any byte of
+    the answer is replaced once.
 
     Every pull is verified against its hash; wrong bytes are an error of that server, and with
     ``retry`` the next one is tried. All errors are CafsError: BlobNotFound when all servers have
@@ -70,6 +71,8 @@ class CafsClient:
         answer_timeout: float = 30.0,
         progress_timeout: float = 30.0,
     ) -> None:
+        if isinstance(servers, str):  # it would be taken for servers of one letter each
+            raise UsageError("servers are a list", hint=f'write ["{servers}"]')
         if not servers:
             raise UsageError("a client needs at least one server")
         if connections_per_server < 1:
@@ -97,7 +100,7 @@ class CafsClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, and those in use when they are done."""
         for remote in self._remotes:
             remote.close()
         await trio.lowlevel.checkpoint()
@@ -199,6 +202,8 @@ class CafsClient:
         max_concurrent: int | None,
     ) -> None:
         workers = max_concurrent or self._connections * len(self._remotes)
+        if workers < 1:
+            raise UsageError(f"a batch of {workers} at once gets nothing done")
         failures: dict[str, CafsError] = {}
         waiting = iter(items)
 

@@ -7,8 +7,9 @@ longer ``reusable``: the state machine in ``wire/`` is then not at rest, and the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Literal
 
 import trio
 
@@ -24,7 +25,7 @@ from cafsfs.errors import (
     Unavailable,
 )
 from cafsfs.packing import HEADER_LENGTH, Header
-from cafsfs.store.contracts import PackedBody
+from cafsfs.store.contracts import PackedBody, PackedStat
 from cafsfs.store.pump import pump
 from cafsfs.transport import Transport
 from cafsfs.wire import (
@@ -44,6 +45,7 @@ from cafsfs.wire import (
     Have,
     Measure,
     Message,
+    NeedData,
     PackedLength,
     Pull,
     Role,
@@ -81,7 +83,8 @@ class ServerConnection:
     ) -> ServerConnection:
         """Connect, greet, name the root.
 
-        Raises Unreachable, TimedOut, RemoteProtocolError, ServerRefused.
+        Raises Unreachable, TimedOut, ConnectionBroken, RemoteProtocolError, ServerRefused, and
+        LocalProtocolError for a root over 255 bytes.
         """
         connection: ServerConnection | None = None
         try:
@@ -168,6 +171,8 @@ class ServerConnection:
         """
         await self._command(Measure(digest), Pull(digest))
         measured = await self._answer(self._deadlines.answer, may_refuse=True)
+        if isinstance(measured, BadRequest):  # it closes now: no answer to PULL will come
+            raise self._unexpected(measured)
         length = measured.length if isinstance(measured, PackedLength) else 0
         answer = await self._answer(self._deadlines.for_pull(length))
         if isinstance(answer, Absent):
@@ -176,10 +181,11 @@ class ServerConnection:
             raise self._unexpected(answer)
         return self._body(answer)
 
-    async def peek(self, digest: Digest, packed_length: int) -> Header:
-        """Read the header and give the rest up: the connection is of no use afterwards.
+    async def peek(self, digest: Digest, packed_length: int) -> tuple[PackedStat, RemoteBody]:
+        """Ask for the whole packed blob and look at its header; the body can be read, or given up.
 
-        ``packed_length`` (bytes, from ``measure``) sets the deadline.
+        ``packed_length`` (bytes, from ``measure``) sets the deadline only: the length returned is
+        that of the blob whose header is returned, for a server may have recompressed it between.
         """
         await self._command(Pull(digest))
         answer = await self._answer(self._deadlines.for_pull(packed_length))
@@ -188,32 +194,35 @@ class ServerConnection:
         if not isinstance(answer, Take):
             raise self._unexpected(answer)
         body = self._body(answer)
-        header = memoryview(bytearray(HEADER_LENGTH))
-        done = 0
-        while done < HEADER_LENGTH and (count := await body.readinto(header[done:])):
-            done += count
-        return Header.parse(bytes(header[:done]))
+        header = Header.parse(await body.peek(HEADER_LENGTH))
+        return PackedStat(answer.length, header), body
 
     async def stream(self, digest: Digest, body: PackedBody) -> None:
         """Upload ``body`` with STRM; raises ServerRefused if the server does not store it.
 
-        Where ``body`` fails, the stream is aborted and the connection stays in step.
+        Where ``body`` fails, the stream is aborted and the connection stays in step, unless a
+        chunk was cut off in the middle.
         """
         await self._command(Stream(digest))
         sent = 0
+        in_step = True
 
         async def send(piece: memoryview) -> None:
-            nonlocal sent
-            sent += len(piece)
+            nonlocal sent, in_step
+            in_step = False  # until all of it is written: reading ahead may fail and cancel us
             await self._write(_chunked(piece))
+            sent += len(piece)
+            in_step = True
 
         try:
             await pump(body.readinto, send, length=body.length)
         except Unavailable:
             raise
         except CafsError:
-            await self._send(Aborted())
-            await self._answer(self._deadlines.answer, may_refuse=True)
+            if in_step:
+                with suppress(CafsError):  # what ``body`` raised tells more
+                    await self._send(Aborted())
+                    await self._answer(self._deadlines.answer, may_refuse=True)
             raise
         await self._send(EndOfBody())
         answer = await self._answer(self._deadlines.for_pull(sent))
@@ -242,10 +251,25 @@ class ServerConnection:
         return event
 
     async def _next(self, deadline: float) -> Event:
-        while (event := self._wire.next_event()) is NEED_DATA:
-            count = await self._receive(self._control, deadline)
-            self._wire.receive_data(self._control[:count])
+        """The next event; all of it comes within ``deadline`` seconds, or TimedOut is raised."""
+        event = self._next_event()
+        if event is not NEED_DATA:
+            return event
+        try:
+            with trio.fail_after(deadline):
+                while event is NEED_DATA:
+                    count = await self._receive(self._control, deadline)
+                    self._wire.receive_data(self._control[:count])
+                    event = self._next_event()
+        except trio.TooSlowError:
+            raise TimedOut(f"{self._server} gave no answer within {deadline:g} s") from None
         return event
+
+    def _next_event(self) -> Event | Literal[NeedData.NEED_DATA]:
+        try:
+            return self._wire.next_event()
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(f"{self._server}: {error}") from error
 
     async def _receive(self, buffer: memoryview, deadline: float) -> int:
         with self._noting_answer():
@@ -291,6 +315,15 @@ class RemoteBody:
         self._start = start
         self._wire = wire
         self._receive = receive
+
+    async def peek(self, count: int) -> bytes:
+        """The first ``count`` bytes, or all if there are fewer; they stay to be read."""
+        while len(self._start) < count and (remaining := self._wire.body_remaining):
+            more = memoryview(bytearray(min(count - len(self._start), remaining)))
+            got = await self._receive(more)
+            self._wire.received_body(got)
+            self._start = memoryview(bytes(self._start) + bytes(more[:got]))
+        return bytes(self._start[:count])
 
     async def readinto(self, buffer: memoryview) -> int:
         if self._start:

@@ -22,6 +22,7 @@ class Pool:
         self._connect = connect
         self._places = trio.Semaphore(limit)
         self._idle: list[tuple[float, ServerConnection]] = []  # oldest first
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Pool idle={len(self._idle)} free={self._places.value}>"
@@ -49,14 +50,18 @@ class Pool:
 
     def release(self, connection: ServerConnection) -> None:
         """Give a connection back: kept if it is sound, closed if anything was unexpected."""
-        if connection.reusable:
+        if connection.reusable and not self._closed:
             self._idle.append((trio.current_time(), connection))
         else:
             connection.close()
         self._places.release()
 
     def close(self) -> None:
-        """Close the idle connections; those in use are closed by who uses them."""
+        """Close the idle connections, and those in use when they are released.
+
+        A pool that is closed still connects for who asks it, but keeps nothing.
+        """
+        self._closed = True
         for _, connection in self._idle:
             connection.close()
         self._idle.clear()

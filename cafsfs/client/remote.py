@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import TypeVar
 
 import trio
 
-from cafsfs.client.connection import ServerConnection
+from cafsfs.client.connection import RemoteBody, ServerConnection
 from cafsfs.client.pool import Pool
 from cafsfs.client.servers import Deadlines, Server
 from cafsfs.digest import Digest
-from cafsfs.errors import ConnectionBroken, RangeError
+from cafsfs.errors import ConnectionBroken, RangeError, UsageError
 from cafsfs.store.contracts import PackedBody, PackedSource, PackedStat, PackedStore
+from cafsfs.wire import MAX_ROOT
 
 T = TypeVar("T")
 
@@ -25,14 +27,18 @@ SMALL = 256 << 10
 _PROBES = 2  # at once: each makes a deployed server read the whole blob (protocol page, 3.4)
 _PROBE_BUFFER = 4 << 10  # bytes of receive buffer: about 6 KB travel then
 _CHECKS = 1000  # pipelined at once: 42 KB of questions, 4 KB of answers
+_PARKED_FOR = 2.0  # seconds that a probe waits for the open that mostly follows a lookup
+_PARKED = 4  # probes at once that wait; the oldest makes room for the next
 _QUICK = 2  # connections for questions, so that they never queue behind bodies
 
 
 class RemoteStore(PackedStore):
-    """One root of one server.
+    """One root of one server; raises UsageError for a root over 255 bytes.
 
-    Bodies and questions (SIZE, CHCK) have pools of their own if ``quick_lane`` is true: then a
-    lookup is answered while all of ``connections`` are busy with large blobs.
+    With ``parking``, as a mount wants it, bodies and questions (SIZE, CHCK) have pools of their
+    own, so that a lookup is answered while all of ``connections`` are busy with large blobs; and a
+    probe for a header is parked for two seconds in a task of that nursery, so that an open which
+    follows goes on with it: one lookup and one open make one PULL.
     """
 
     def __init__(
@@ -41,20 +47,27 @@ class RemoteStore(PackedStore):
         root: str,
         *,
         connections: int = 4,
-        quick_lane: bool = False,
+        parking: trio.Nursery | None = None,
         deadlines: Deadlines | None = None,
     ) -> None:
         self.name = str(server)
         self._deadlines = deadlines or Deadlines()
-        self._connect = partial(ServerConnection.open, server, root.encode(), self._deadlines)
+        self._connect = partial(ServerConnection.open, server, _encode(root), self._deadlines)
         self._bulk = Pool(self._connect, limit=connections)
-        self._quick = Pool(self._connect, limit=_QUICK) if quick_lane else self._bulk
+        self._quick = self._bulk if parking is None else Pool(self._connect, limit=_QUICK)
+        self._parking = parking
+        self._parked: dict[Digest, _Parked] = {}  # oldest first
         self._probes = trio.Semaphore(_PROBES)
 
+    def __repr__(self) -> str:
+        return f"<RemoteStore {self.name} bulk={self._bulk!r} parked={len(self._parked)}>"
+
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections now, and those in use when they are done."""
         self._bulk.close()
         self._quick.close()
+        for digest in list(self._parked):
+            self._unpark(digest)
 
     async def find_absent(self, digests: Collection[Digest]) -> set[Digest]:
         absent: set[Digest] = set()
@@ -71,11 +84,36 @@ class RemoteStore(PackedStore):
         if length <= SMALL:
             return PackedStat(length, None)
         async with self._probes:
-            probe = await self._connect(receive_buffer=_PROBE_BUFFER)
+            # A probe that goes on to be the pull needs a receive buffer as the kernel makes it:
+            # one that was set before connecting would keep its window below 64 KiB.
+            probe = await self._connect(receive_buffer=None if self._parking else _PROBE_BUFFER)
             try:
-                return PackedStat(length, await probe.peek(digest, length))
-            finally:
+                stat, body = await probe.peek(digest, length)
+            except BaseException:
                 probe.close()
+                raise
+        self._park(digest, _Parked(probe, body))
+        return stat
+
+    def _park(self, digest: Digest, parked: _Parked) -> None:
+        if self._parking is None or digest in self._parked:
+            parked.connection.close()
+            return
+        if len(self._parked) >= _PARKED:
+            self._unpark(next(iter(self._parked)))
+        self._parked[digest] = parked
+        self._parking.start_soon(self._expire, digest, parked)
+
+    def _unpark(self, digest: Digest) -> None:
+        self._parked.pop(digest).connection.close()
+
+    async def _expire(self, digest: Digest, parked: _Parked) -> None:
+        try:
+            with trio.move_on_after(_PARKED_FOR):
+                await parked.taken.wait()
+        finally:
+            if self._parked.get(digest) is parked:
+                self._unpark(digest)
 
     @asynccontextmanager
     async def fetch(
@@ -84,9 +122,21 @@ class RemoteStore(PackedStore):
         if offset or length is not None:
             # Deployed servers answer a range with the wrong bytes (protocol page, section 3.1).
             raise RangeError("ranges of a remote blob are not supported")
+        parked = self._parked.pop(digest, None)
+        if parked is not None:
+            parked.taken.set()
+            try:
+                yield parked.body
+            finally:
+                parked.connection.close()
+            return
         connection, body = await self._ask(self._bulk, lambda each: each.pull(digest))
         try:
             yield body
+        except BaseException:
+            # Whatever is wrong with these bytes, the next answer may be it too: never reuse it.
+            connection.close()
+            raise
         finally:
             self._bulk.release(connection)
 
@@ -120,6 +170,25 @@ class RemoteStore(PackedStore):
         except BaseException:
             pool.release(connection)
             raise
+
+
+@dataclass(slots=True, eq=False)
+class _Parked:
+    """A probe whose body waits to be wanted."""
+
+    connection: ServerConnection
+    body: RemoteBody
+    taken: trio.Event = field(default_factory=trio.Event)
+
+
+def _encode(root: str) -> bytes:
+    try:
+        name = root.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate: bytes of argv that are no UTF-8
+        raise UsageError(f"root {root!r} is not UTF-8") from error
+    if len(name) > MAX_ROOT:
+        raise UsageError(f"a root has at most {MAX_ROOT} bytes, `{root}` has {len(name)}")
+    return name
 
 
 async def _check(digests: list[Digest], connection: ServerConnection) -> set[Digest]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from cafsfs.errors import UsageError
 
 DEFAULT_PORT = 2403
+_LONGEST_READ = 3600.0  # seconds; a server that lies about a length must not hold us for ever
 
 _BRACKETED = re.compile(r"\[(?P<host>[^\]]*)\](?::(?P<port>[^:]*))?")
+_NUMBER = re.compile(r"[0-9]{1,5}")
 _PLAIN = re.compile(r"(?P<host>[^:\[\]]*)(?::(?P<port>[^:]*))?")
 
 
@@ -32,7 +34,7 @@ class Server:
         port = found["port"]
         if port is None:
             return cls(found["host"])
-        if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        if not (_NUMBER.fullmatch(port) and 0 < int(port) < 1 << 16):
             raise UsageError(f"`{port}` is not a port", hint="a port is a number from 1 to 65535")
         return cls(found["host"], int(port))
 
@@ -46,9 +48,10 @@ class Deadlines:
     """How long to wait for a server, in seconds. Nothing waits without one of these.
 
     ``connect`` covers name resolution, connecting and the greeting. ``answer`` is the time to the
-    first byte of an answer; an answer to PULL gets one second more for each ``disk_rate`` bytes
-    of packed length, for deployed servers read the whole blob before they answer (protocol page,
-    section 3.4). ``progress`` is the time between two pieces of a body, in either direction.
+    last byte of an answer (without the body that may follow it); an answer to PULL gets one second
+    more for each ``disk_rate`` bytes of packed length, for deployed servers read the whole blob
+    before they answer (protocol page, section 3.4). ``progress`` is the time between two pieces of
+    a body, in either direction.
     """
 
     connect: float = 5.0
@@ -57,5 +60,5 @@ class Deadlines:
     disk_rate: float = 20e6
 
     def for_pull(self, packed_length: int) -> float:
-        """Seconds that the answer to PULL may take."""
-        return self.answer + packed_length / self.disk_rate
+        """Seconds that the answer to PULL may take, for a blob of ``packed_length`` bytes."""
+        return self.answer + min(packed_length / self.disk_rate, _LONGEST_READ)

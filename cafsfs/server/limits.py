@@ -15,8 +15,9 @@ class Limits:
 
     ``connections`` at once; one more is closed at once. ``idle`` is how long a connection may be
     silent between commands (deployed servers: 30 minutes). ``stall`` is how long it may be silent
-    in the middle of something. ``rate`` is what a body must bring or take, averaged over
-    ``stall`` seconds: one byte now and then does not hold a connection for ever.
+    in the middle of something, and how long a message without its body may take from its first
+    byte on. ``rate`` is what a body must bring or take, averaged over ``stall`` seconds: one byte
+    now and then does not hold a connection for ever.
     ``blob`` bounds the packed length of an upload, ``content`` what it may unpack to.
     ``grace`` is what transfers get to finish when the server stops.
     """

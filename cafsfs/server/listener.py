@@ -13,7 +13,7 @@ from cafsfs.errors import CafsError, StoreError, Unavailable
 from cafsfs.packing import UnpackLimits
 from cafsfs.server.limits import Limits
 from cafsfs.server.roots import resolve_root
-from cafsfs.server.session import Session
+from cafsfs.server.session import Session, Tally
 from cafsfs.store.contracts import PackedStore
 from cafsfs.store.local_root import LocalRoot
 from cafsfs.transport import Transport
@@ -81,20 +81,15 @@ class CafsServer:
                     acceptors.start_soon(self._accept, listener, sessions)
                 await self._stopping.wait()
                 acceptors.cancel_scope.cancel()
-            await self._drain()
+            for session, scope in self._sessions.items():
+                session.leaving = True
+                if not session.busy:
+                    scope.cancel()
+            sessions.cancel_scope.deadline = trio.current_time() + self._limits.grace
 
     def stop(self) -> None:
         """Accept nobody any more; transfers under way have ``limits.grace`` seconds to finish."""
         self._stopping.set()
-
-    async def _drain(self) -> None:
-        deadline = trio.current_time() + self._limits.grace
-        while self._sessions:
-            late = trio.current_time() >= deadline
-            for session, scope in self._sessions.items():
-                if late or not session.busy:
-                    scope.cancel()
-            await trio.sleep(0.02)
 
     async def _accept(self, listener: trio.SocketListener, sessions: trio.Nursery) -> None:
         async with listener:
@@ -131,7 +126,7 @@ class CafsServer:
             log.info(
                 "%s root=%s commands=%d received=%d sent=%d seconds=%.3f refused=%s end=%s",
                 *(peer, tally.root or "-", tally.commands, transport.received, transport.sent),
-                *(trio.current_time() - began, "; ".join(tally.refused) or "-", ending),
+                *(trio.current_time() - began, _refusals(tally), ending),
             )
 
     async def _open_root(self, name: bytes) -> PackedStore | None:
@@ -155,6 +150,11 @@ async def _outcome(session: Session) -> str:
         log.exception("a session failed; the server goes on")
         return "internal error"
     return "closed"
+
+
+def _refusals(tally: Tally) -> str:
+    more = tally.refusals - len(tally.refused)
+    return "; ".join([*tally.refused, *([f"and {more} more"] if more else [])]) or "-"
 
 
 def _peer_name(sock: trio.socket.SocketType) -> str:

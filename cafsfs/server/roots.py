@@ -9,7 +9,8 @@ def resolve_root(directory: Path, name: bytes) -> Path | None:
     """The directory of root ``name`` below ``directory``, or None if there is none.
 
     Names that climb (``/../x``: deployed servers follow them, protocol page, section 3.5), that
-    are no UTF-8 or that hold a NUL are no roots. ``/`` names ``directory`` itself.
+    are no UTF-8, that hold a NUL or that we may not look at are no roots. ``/`` names ``directory``
+    itself.
     """
     try:
         parts = [part for part in name.decode().split("/") if part]
@@ -18,4 +19,7 @@ def resolve_root(directory: Path, name: bytes) -> Path | None:
     if any(part in {".", ".."} or "\0" in part for part in parts):
         return None
     root = directory.joinpath(*parts)
-    return root if root.is_dir() else None
+    try:
+        return root if root.is_dir() else None
+    except OSError:
+        return None

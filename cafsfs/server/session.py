@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import trio
 
@@ -15,8 +16,10 @@ from cafsfs.errors import (
     CorruptBlob,
     RangeError,
     RemoteProtocolError,
+    TimedOut,
     Unavailable,
 )
+from cafsfs.packing import HEADER_LENGTH, Header
 from cafsfs.server.limits import Limits, Pace
 from cafsfs.store.contracts import PackedBody, PackedStore
 from cafsfs.store.local_root import FileBody
@@ -40,6 +43,7 @@ from cafsfs.wire import (
     Have,
     Measure,
     Message,
+    NeedData,
     PackedLength,
     PeerClosed,
     Pull,
@@ -51,8 +55,10 @@ from cafsfs.wire import (
     Version,
 )
 
-_BUFFER = 256 << 10  # bytes received at once
+_COMMAND_BUFFER = 16 << 10  # bytes received at once: 300 commands, and little for an idle client
+_UPLOAD_BUFFER = 256 << 10
 _VERSION = 1
+_REASONS = 3  # kept for the log: who sends a million bad commands gets no line of a million
 PENALTY = 2.0  # seconds that deployed servers sleep after an unknown command
 
 
@@ -62,7 +68,14 @@ class Tally:
 
     root: str = ""
     commands: int = 0
-    refused: list[str] = field(default_factory=list)
+    refusals: int = 0
+    refused: list[str] = field(default_factory=list)  # the first few
+
+    def refuse(self, reason: str) -> None:
+        """Note a command that was answered with an error."""
+        self.refusals += 1
+        if len(self.refused) < _REASONS:
+            self.refused.append(reason)
 
 
 class Session:
@@ -84,15 +97,16 @@ class Session:
         self._limits = limits
         self._limiter = limiter
         self._wire = Connection(Role.SERVER)
-        self._buffer = memoryview(bytearray(_BUFFER))
+        self._buffer = memoryview(bytearray(_COMMAND_BUFFER))
         self._store: PackedStore | None = None
         self.tally = Tally()
         self.busy = False  # in the middle of a command
+        self.leaving = False  # set from outside: no command after this one
 
     async def run(self) -> None:
         """Serve; raises CafsError with the reason why it ended early."""
         await self._send(Greeting(_VERSION))
-        event = await self._next(self._limits.stall)
+        event = await self._next()
         if isinstance(event, PeerClosed):
             return
         if isinstance(event, Version) and event.version != _VERSION:
@@ -102,16 +116,17 @@ class Session:
             await self._send(BadRequest())
             raise RemoteProtocolError(f"client asks for version {event.version:03d}")
         await self._send(Accepted())
-        root = await self._next(self._limits.stall)
+        root = await self._next()
         if isinstance(root, Root):
-            self.tally.root = root.name.decode(errors="backslashreplace")
+            # As repr shows it: a client must not write lines of its own into the log.
+            self.tally.root = repr(root.name.decode(errors="backslashreplace"))[1:-1]
             self._store = await self._open_root(root.name)
             await self._serve_commands()
 
     async def _serve_commands(self) -> None:
-        while True:
+        while not self.leaving:
             try:
-                event = await self._next(self._limits.idle)
+                event = await self._next()
             except RemoteProtocolError:
                 await trio.sleep(PENALTY)
                 raise
@@ -141,10 +156,10 @@ class Session:
             return await work
         except BlobNotFound:
             return Absent()
-        except Unavailable:  # the client's connection: nobody is there to read an answer
+        except (Unavailable, RemoteProtocolError):  # the client's: nobody will read an answer
             raise
         except CafsError as error:
-            self.tally.refused.append(f"{type(command).__name__}: {error}")
+            self.tally.refuse(f"{type(command).__name__}: {error}")
             return FileError()
 
     async def _check(self, digest: Digest) -> Message:
@@ -179,7 +194,7 @@ class Session:
                 raise
             answer = Absent() if isinstance(error, BlobNotFound) else FileError()
             if isinstance(answer, FileError):
-                self.tally.refused.append(f"Pull: {error}")
+                self.tally.refuse(f"Pull: {error}")
             await self._send(answer)
 
     async def _send_body(self, announced: bytes, body: PackedBody) -> None:
@@ -187,8 +202,9 @@ class Session:
         if isinstance(body, FileBody):
             # One write brings the announcement and all of a small blob.
             await self._write([announced, body.head], pace)
-            self._wire.sent_body(len(body.head))
-            await self._send_file(body, len(body.head), pace)
+            if body.head:  # else there is no body: the file, or what is left of it, is empty
+                self._wire.sent_body(len(body.head))
+                await self._send_file(body, len(body.head), pace)
             return
         await self._write([announced])
         piece = memoryview(bytearray(PIECE))
@@ -218,7 +234,9 @@ class Session:
 
     async def _serve_upload(self, command: Push | Stream, digest: Digest) -> None:
         length = command.length if isinstance(command, Push) else None
-        body = _Upload(self, length, Pace(self._limits), self._limits.blob)
+        if len(self._buffer) < _UPLOAD_BUFFER:
+            self._buffer = memoryview(bytearray(_UPLOAD_BUFFER))
+        body = _Upload(self, length, self._limits)
         answer = await self._answer(command, self._store_upload(digest, body))
         await body.drain()
         await self._send(answer)
@@ -234,7 +252,7 @@ class Session:
         """The next piece of an upload: an event, or a count of bytes read into ``buffer``."""
         remaining = self._wire.body_remaining
         if remaining == 0:
-            event = await self._next(self._limits.stall)
+            event = await self._next()
             if not isinstance(event, Data | EndOfBody | Aborted):
                 raise AssertionError(f"{event} is no part of an upload")
             return event
@@ -246,11 +264,29 @@ class Session:
 
     # --- bytes in and out
 
-    async def _next(self, deadline: float) -> Event:
-        while (event := self._wire.next_event()) is NEED_DATA:
-            count = await self._receive(self._buffer, deadline)
-            self._wire.receive_data(self._buffer[:count])
+    async def _next(self) -> Event:
+        """The next event; raises TimedOut for a client that is silent, or that trickles.
+
+        Between commands it may be silent for ``idle``, else for ``stall``. From its first byte on
+        a message has ``stall`` to be complete: one byte now and then holds no connection.
+        """
+        event = self._wire.next_event()
+        if event is not NEED_DATA:
+            return event
+        limits = self._limits
+        event = await self._hear(limits.idle if self._wire.at_rest else limits.stall)
+        try:
+            with trio.fail_after(limits.stall):
+                while event is NEED_DATA:
+                    event = await self._hear(limits.stall)
+        except trio.TooSlowError:
+            raise TimedOut(f"client did not end a message within {limits.stall:g} s") from None
         return event
+
+    async def _hear(self, deadline: float) -> Event | Literal[NeedData.NEED_DATA]:
+        count = await self._receive(self._buffer, deadline)
+        self._wire.receive_data(self._buffer[:count])
+        return self._wire.next_event()
 
     async def _receive(self, buffer: memoryview, deadline: float) -> int:
         return await self._transport.recv_into(buffer, deadline=deadline)
@@ -266,21 +302,40 @@ class Session:
 class _Upload:
     """What a client uploads, as a packed body; read once, to its end or until it is refused."""
 
-    def __init__(self, session: Session, length: int | None, pace: Pace, limit: int) -> None:
+    def __init__(self, session: Session, length: int | None, limits: Limits) -> None:
         self._session = session
-        self._pace = pace
-        self._limit = limit
+        self._pace = Pace(limits)
+        self._limits = limits
+        self._head = b""  # the packed blob's header, as far as it was read
         self._taken = 0
         self._piece = memoryview(b"")  # received, not yet read
         self._ended = False
         self.length = length
 
     async def readinto(self, buffer: memoryview) -> int:
+        count = await self._read(buffer)
+        if len(self._head) < HEADER_LENGTH:
+            self._look_at_header(buffer[:count])
+        return count
+
+    def _look_at_header(self, piece: memoryview) -> None:
+        """Refuse a blob that announces too much content before any of it is unpacked."""
+        self._head += piece[: HEADER_LENGTH - len(self._head)]
+        if len(self._head) == HEADER_LENGTH:
+            announced = Header.parse(self._head).content_length or 0
+            if announced > self._limits.content:
+                raise CorruptBlob(
+                    f"announces {announced} bytes of content, the limit is {self._limits.content}"
+                )
+
+    async def _read(self, buffer: memoryview) -> int:
+        limit = self._limits.blob
         while not self._piece:
             if self._ended:
                 return 0
-            if self._taken > self._limit or (self.length or 0) > self._limit:
-                raise _OversizedUpload(f"an upload is over the limit of {self._limit} bytes")
+            if self._taken > limit or (self.length or 0) > limit:
+                # Not even worth reading to its end: ``drain`` raises it again, and that closes.
+                raise CorruptBlob(f"an upload is over the limit of {limit} bytes")
             got = await self._session.read_upload(buffer)
             if isinstance(got, int):
                 self._count(got)
@@ -300,15 +355,13 @@ class _Upload:
 
     async def drain(self) -> None:
         """Read what is left, so that the connection stays in step; raises if it is too much."""
-        buffer = memoryview(bytearray(PIECE))
         self._piece = memoryview(b"")
-        while await self.readinto(buffer):
+        if self._ended:
+            return
+        buffer = memoryview(bytearray(_UPLOAD_BUFFER))
+        while await self._read(buffer):
             pass
 
     def _count(self, count: int) -> None:
         self._taken += count
         self._pace.moved(count)
-
-
-class _OversizedUpload(CorruptBlob):
-    """Over the limit: not even worth reading to its end."""

@@ -1,0 +1,278 @@
+"""A connection on which every wait has a deadline and every failure is one of ours."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from cafsfs.errors import ConnectionBroken, TimedOut, Unreachable
+from cafsfs.transport import Transport
+
+SOON = 0.05  # seconds
+LATE = 30.0
+
+
+@asynccontextmanager
+async def joined(
+    receive_buffer: int | None = None,
+) -> AsyncIterator[tuple[Transport, trio.SocketStream]]:
+    """A Transport, and the other end of its connection."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        transport = await Transport.connect("127.0.0.1", port, receive_buffer=receive_buffer)
+        async with await listener.accept() as other:
+            try:
+                yield transport, other
+            finally:
+                transport.close()
+
+
+def reset(stream: trio.SocketStream) -> None:
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+async def recv(transport: Transport, count: int = 100, deadline: float = LATE) -> bytes:
+    buffer = memoryview(bytearray(count))
+    return bytes(buffer[: await transport.recv_into(buffer, deadline=deadline)])
+
+
+# --- connecting
+
+
+class Names(trio.abc.HostnameResolver):
+    """Every name has the addresses given."""
+
+    def __init__(self, *addresses: tuple[str, int]) -> None:
+        self._addresses = addresses
+
+    async def getaddrinfo(self, *_: Any) -> Any:
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)
+            for address in self._addresses
+        ]
+
+    async def getnameinfo(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def silent_address() -> AsyncIterator[tuple[str, int]]:
+    """An address that does not answer: its queue of connections is full, so SYNs are dropped."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address: tuple[str, int] = listener.getsockname()
+        with socket.create_connection(address):
+            yield address
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+async def test_nobody_there() -> None:
+    port = unused_port()
+    with pytest.raises(Unreachable) as caught:
+        await Transport.connect("127.0.0.1", port)
+    assert str(caught.value) == f"cannot connect to 127.0.0.1:{port}: Connection refused"
+    assert caught.value.hint
+
+
+async def test_nobody_there_over_ipv6() -> None:
+    with pytest.raises(Unreachable, match=r"cannot connect to \[::1\]:\d+: "):
+        await Transport.connect("::1", unused_port())
+
+
+@pytest.mark.parametrize("host", ["", "\0", "a" * 70, "a..b", "\ud800"])
+async def test_a_name_that_is_none(host: str) -> None:
+    with pytest.raises(Unreachable, match=r"cannot (resolve|connect)"):
+        await Transport.connect(host, unused_port())
+
+
+async def test_a_name_without_addresses() -> None:
+    trio.socket.set_custom_hostname_resolver(Names())
+    with pytest.raises(Unreachable, match="it has no address"):
+        await Transport.connect("host", 1)
+
+
+async def test_the_next_address_is_tried_where_one_refuses() -> None:
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        sound = listener.socket.getsockname()
+        trio.socket.set_custom_hostname_resolver(Names(("127.0.0.1", unused_port()), sound))
+        (await Transport.connect("host", 1)).close()
+
+
+async def test_the_next_address_is_tried_where_one_does_not_answer() -> None:
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, silent_address() as silent:
+        sound = listener.socket.getsockname()
+        trio.socket.set_custom_hostname_resolver(Names(silent, silent, sound))
+        with trio.fail_after(5):
+            (await Transport.connect("host", 1)).close()
+
+
+async def test_cancelled_while_connecting() -> None:
+    async with silent_address() as silent:
+        trio.socket.set_custom_hostname_resolver(Names(silent, silent))
+        with trio.move_on_after(SOON) as scope:
+            await Transport.connect("host", 1)
+        assert scope.cancelled_caught
+
+
+async def test_receive_buffer_is_small_from_the_beginning() -> None:
+    async with joined(receive_buffer=4096) as (transport, other):
+        # Linux doubles what is asked for.
+        assert transport._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 8192
+        with trio.move_on_after(SOON):
+            await other.send_all(bytes(32 << 20))
+        assert (await recv(transport, 1 << 20)).count(0) < 64 << 10
+
+
+# --- receiving
+
+
+async def test_receives_what_is_there() -> None:
+    async with joined() as (transport, other):
+        await other.send_all(b"hello")
+        assert await recv(transport) == b"hello"
+        await other.send_eof()
+        assert await recv(transport) == b""
+        assert transport.received == 5
+
+
+async def test_silence_is_timed_out(autojump_clock: MockClock) -> None:
+    async with joined() as (transport, _):
+        began = trio.current_time()
+        with pytest.raises(TimedOut, match=r"127\.0\.0\.1:\d+ sent nothing for 30 s"):
+            await recv(transport, deadline=30)
+        assert trio.current_time() - began == pytest.approx(30)
+
+
+async def test_reset_while_receiving() -> None:
+    async with joined() as (transport, other):
+        reset(other)
+        with pytest.raises(ConnectionBroken, match="broke: Connection reset by peer"):
+            await recv(transport)
+
+
+async def test_closed_here_while_receiving() -> None:
+    async with joined() as (transport, _), trio.open_nursery() as nursery:
+        nursery.start_soon(_close_when_blocked, transport)
+        with pytest.raises(ConnectionBroken, match="closed here"):
+            await recv(transport)
+
+
+async def _close_when_blocked(transport: Transport) -> None:
+    await wait_all_tasks_blocked()
+    transport.close()
+
+
+# --- sending
+
+
+async def test_sends_all_parts_in_order() -> None:
+    sent: list[int] = []
+    body = bytes(range(256)) * 8192
+    async with joined() as (transport, other), trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            parts: list[bytes | memoryview] = [b"head", b"", memoryview(body), b"tail"]
+            await transport.send(parts, deadline=LATE, progress=sent.append)
+            transport.close()
+
+        nursery.start_soon(send)
+        heard = b"".join([piece async for piece in other])
+        assert heard == b"head" + body + b"tail"
+        assert sum(sent) == transport.sent == len(heard)
+
+
+async def test_a_peer_that_takes_nothing_is_timed_out(autojump_clock: MockClock) -> None:
+    async with joined() as (transport, _):
+        with pytest.raises(TimedOut, match="took nothing for 30 s"):
+            await transport.send([bytes(64 << 20)], deadline=30)
+
+
+async def test_reset_while_sending() -> None:
+    async with joined() as (transport, other), trio.open_nursery() as nursery:
+
+        async def leave() -> None:
+            await wait_all_tasks_blocked()
+            reset(other)
+
+        nursery.start_soon(leave)
+        with pytest.raises(ConnectionBroken):
+            await transport.send([bytes(64 << 20)], deadline=LATE)
+
+
+async def test_sends_a_file(tmp_path: Path) -> None:
+    content = bytes(range(256)) * (3 << 12)
+    (tmp_path / "file").write_bytes(content)
+    limiter = trio.CapacityLimiter(1)
+    async with joined() as (transport, other), trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            with (tmp_path / "file").open("rb") as file:
+                offset = 5
+                while count := await transport.send_file(
+                    file.fileno(), offset, 1 << 20, deadline=LATE, limiter=limiter
+                ):
+                    offset += count
+            transport.close()
+
+        nursery.start_soon(send)
+        assert b"".join([piece async for piece in other]) == content[5:]
+        assert transport.sent == len(content) - 5
+
+
+async def test_a_peer_that_takes_nothing_of_a_file_is_timed_out(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    limiter = trio.CapacityLimiter(1)
+    async with joined() as (transport, _):
+        with (tmp_path / "file").open("wb+") as file:
+            file.truncate(64 << 20)
+
+            async def send() -> None:
+                while True:
+                    await transport.send_file(
+                        file.fileno(), 0, 1 << 20, deadline=30, limiter=limiter
+                    )
+
+            began = trio.current_time()
+            with pytest.raises(TimedOut, match="took nothing for 30 s"):
+                await send()
+            assert trio.current_time() - began == pytest.approx(30, abs=1)
+
+
+# --- between two commands
+
+
+async def test_seems_alive() -> None:
+    async with joined() as (transport, other):
+        assert transport.seems_alive()
+        await other.send_all(b"unasked")
+        await wait_all_tasks_blocked(0.01)
+        assert not transport.seems_alive()
+        await recv(transport)
+        assert transport.seems_alive()
+        await other.send_eof()
+        await wait_all_tasks_blocked(0.01)
+        assert not transport.seems_alive()
+
+
+async def test_does_not_seem_alive_after_a_reset() -> None:
+    async with joined() as (transport, other):
+        reset(other)
+        await wait_all_tasks_blocked(0.01)
+        assert not transport.seems_alive()

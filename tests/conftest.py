@@ -1,0 +1,108 @@
+"""What holds for every test: cafsfs logs no warning that the test has not announced."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+# Real seconds of silence before the clock jumps: what a loopback packet may take on a busy machine.
+_SILENCE = 0.03
+
+
+class LogWatch(logging.Handler):
+    """Sets what cafsfs logs at WARNING and above against what the test has announced."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._lines: list[str] = []
+        self._announced: dict[str, int] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{record.levelname} {record.name}: {record.getMessage()}"
+        for pattern in self._announced:
+            if re.search(pattern, line):
+                self._announced[pattern] += 1
+                return
+        self._lines.append(line)
+
+    def announce(self, pattern: str) -> None:
+        """Expect a line `LEVEL logger: message` that matches, once or more often, from now on."""
+        self._announced[pattern] = 0
+
+    def verdict(self) -> str | None:
+        """What is wrong, or None."""
+        if self._lines:
+            return "unannounced in the log:\n" + "\n".join(self._lines)
+        silent = [pattern for pattern, count in self._announced.items() if not count]
+        return f"announced, but not in the log: {silent}" if silent else None
+
+
+@pytest.fixture(autouse=True)
+def log_watch() -> Iterator[LogWatch]:
+    """Fails the test for each WARNING or ERROR of cafsfs that ``expect_log`` did not announce."""
+    watch = LogWatch()
+    logger = logging.getLogger("cafsfs")
+    logger.addHandler(watch)
+    yield watch
+    logger.removeHandler(watch)
+    if complaint := watch.verdict():
+        pytest.fail(complaint)
+
+
+@pytest.fixture
+def expect_log(log_watch: LogWatch) -> Callable[[str], None]:
+    """``expect_log("WARNING cafsfs.store.fallback: going on")``: must come, and may come again."""
+    return log_watch.announce
+
+
+@pytest.fixture
+def no_descriptor_left() -> Iterator[None]:
+    """Fails the test if it leaves a file or socket open."""
+    before = _descriptors()
+    yield
+    left = {number: to for number, to in _descriptors().items() if before.get(number) != to}
+    if left:
+        pytest.fail(f"left open: {left}")
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+    return found
+
+
+@pytest.fixture
+def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    """A clock that skips what nobody uses: a deadline of an hour costs a few hundredths.
+
+    For real sockets, and for real threads: it stands while one is at work, however long that takes.
+    """
+    clock = MockClock(autojump_threshold=_SILENCE)
+    in_thread = trio.to_thread.run_sync
+    working = 0
+
+    async def watched(*args: Any, **options: Any) -> Any:
+        nonlocal working
+        working += 1
+        clock.autojump_threshold = math.inf
+        try:
+            return await in_thread(*args, **options)
+        finally:
+            working -= 1
+            if not working:
+                clock.autojump_threshold = _SILENCE
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", watched)
+    return clock
