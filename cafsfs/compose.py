@@ -57,7 +57,7 @@ async def open_store(
     """
     limiter = trio.CapacityLimiter(_WORKERS)
     if uri.directory is not None:
-        if not await trio.to_thread.run_sync(uri.directory.is_dir, limiter=limiter):
+        if not await trio.to_thread.run_sync(os.path.isdir, uri.directory, limiter=limiter):
             raise StoreError(
                 f"there is no root `{uri.directory}`", hint=f"make it: mkdir -p {uri.directory}"
             )

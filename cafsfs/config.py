@@ -13,17 +13,20 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from cafsfs.client.servers import Server
 from cafsfs.errors import UsageError
 
 T = TypeVar("T")
 
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SHIFTS = {"K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(
+    r"(\d{1,18}(?:\.\d{1,18})?)\s*(?:([KMGT])(?:iB|B)?|B?)", re.IGNORECASE | re.ASCII
+)
 _BOOLEANS = {
     "true": True,
     "yes": True,
@@ -35,18 +38,21 @@ _BOOLEANS = {
     "off": False,
     "0": False,
 }
+_COUNT = re.compile(r"[0-9]{1,18}")
+_NO_ID = (1 << 32) - 1  # (uid_t) -1 is nobody's: it means "do not change"
+SYSTEM_FILE = Path("/etc/cafsfs/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-# --- parsers: text in, value out; ValueError says what would be right
+# --- parsers: text in, value out; ValueError completes "it takes …"
 
 
 def parse_size(text: str) -> int:
     """Bytes; K, M, G and T are powers of 1024."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise ValueError("a size is a number with K, M, G or T behind it, as in 20G")
-    return int(float(found[1]) * (1 << _UNITS[found[2].upper()]))
+        raise ValueError("a number of bytes, or one with K, M, G or T behind it, as in 20G")
+    return int(Decimal(found[1]) * (1 << _SHIFTS.get((found[2] or "").upper(), 0)))
 
 
 def parse_seconds(text: str) -> float:
@@ -56,21 +62,21 @@ def parse_seconds(text: str) -> float:
     except ValueError:
         value = 0
     if not 0 < value < 1e9:
-        raise ValueError("a time is a number of seconds, as in 5 or 0.5")
+        raise ValueError("a number of seconds, as in 5 or 0.5")
     return value
 
 
 def parse_count(text: str) -> int:
     """A whole number from 1 on."""
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
+    if not _COUNT.fullmatch(text) or int(text) == 0:
         raise ValueError("a whole number from 1 on")
     return int(text)
 
 
 def parse_id(text: str) -> int:
     """A numeric user or group id."""
-    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 32:
-        raise ValueError("a numeric user or group id")
+    if not _COUNT.fullmatch(text) or int(text) >= _NO_ID:
+        raise ValueError("the number of a user or group, as `id` tells it")
     return int(text)
 
 
@@ -91,22 +97,33 @@ def parse_level(text: str) -> str:
 
 def parse_text(text: str) -> str:
     """Any text but none."""
-    if not text:
-        raise ValueError("not empty")
+    if not text or "\0" in text:
+        raise ValueError("some text")
     return text
 
 
 def parse_path(text: str) -> Path:
     """A path; ``~`` is the home directory."""
-    return Path(parse_text(text)).expanduser().absolute()
+    if not text or "\0" in text:
+        raise ValueError("a path")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:  # ~ without a home, or the ~name of nobody
+        raise ValueError("a path, and there is no such home directory") from None
 
 
 def parse_listen(text: str) -> Server:
     """HOST:PORT to listen on; port 0 means any that is free."""
     host, colon, port = text.rpartition(":")
-    if colon and port == "0":
-        return dataclasses.replace(Server.parse(host), port=0)
-    return Server.parse(text)
+    try:
+        if colon and port == "0":
+            return dataclasses.replace(Server.parse(host), port=0)
+        server = Server.parse(text)
+    except UsageError:
+        server = None
+    if server is None or server.host.isdigit():  # a port alone; no address is one number
+        raise ValueError("HOST:PORT, as in 127.0.0.1:2403, or 0.0.0.0:2403 for every address")
+    return server
 
 
 def default_cache_dir() -> Path:
@@ -214,7 +231,7 @@ class ServeOptions:
 
 ALL_OPTIONS: tuple[type, ...] = (StoreOptions, CacheOptions, MountOptions, LogOptions, ServeOptions)
 # What a TOML file may hold beside options: the arguments of the commands that it configures.
-_ARGUMENTS = frozenset({"uri", "mountpoint", "directory"})
+ARGUMENTS = ("uri", "mountpoint", "directory")
 
 
 def option_names(*groups: type) -> dict[str, dataclasses.Field[Any]]:
@@ -256,21 +273,37 @@ def explain(group: type, layers: Sequence[Layer]) -> dict[str, Setting[Any]]:
         for layer in layers:
             if name not in layer.values:
                 continue
-            try:
-                value = each.metadata["parse"](layer.values[name])
-            except (ValueError, UsageError) as error:
-                raise UsageError(
-                    f"`{layer.values[name]}` is no value for {flag(name)} ({layer.origin})",
-                    hint=f"it takes {error}" if not isinstance(error, UsageError) else error.hint,
-                ) from None
+            value = _parse(each.metadata["parse"], name, layer.values[name], layer.origin)
             settings[name] = Setting(value, layer.origin)
             break
     return settings
 
 
+def _parse(parse: Callable[[str], object], name: str, text: str, origin: str) -> object:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(
+            f"`{text}` is no value for {flag(name)} ({origin})", hint=f"it takes {error}"
+        ) from None
+
+
 def flag(name: str) -> str:
     """An option as a flag."""
     return "--" + name.replace("_", "-")
+
+
+def plain(value: object, parse: Callable[[str], object]) -> str:
+    """A value as it could be written in an option with this parser; ``-`` if it is not set."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if parse is parse_size and isinstance(value, int) and value:
+        for unit, shift in reversed(_SHIFTS.items()):
+            if value % (1 << shift) == 0:
+                return f"{value >> shift}{unit}"
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def environment_layer(environ: Mapping[str, str]) -> Layer:
@@ -279,7 +312,7 @@ def environment_layer(environ: Mapping[str, str]) -> Layer:
     values = {}
     for name in names:
         value = environ.get("CAFSFS_" + name.upper())
-        if value is not None:
+        if value:  # an empty variable is as good as none
             values[name] = value
     return Layer("environment", values)
 
@@ -289,18 +322,24 @@ def toml_layers(given: Path | None) -> list[Layer]:
     if given is not None:
         return [_read_toml(given)]
     home = Path(os.environ["HOME"]) / ".config/cafsfs/config.toml" if "HOME" in os.environ else None
-    files = [home, Path("/etc/cafsfs/config.toml")]
-    return [_read_toml(each) for each in files if each is not None and each.is_file()]
+    files = [home, SYSTEM_FILE]
+    # Not Path.is_file: it raises where a directory on the way may not be searched.
+    return [_read_toml(each) for each in files if each is not None and os.path.isfile(each)]
 
 
 def _read_toml(path: Path) -> Layer:
     try:
-        read = tomllib.loads(path.read_text())
+        read = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read `{path}`: {error.strerror}") from None
+        raise UsageError(
+            f"cannot read `{path}`: {error.strerror}", hint="name another file with --config"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"`{path}` is not TOML: {error}") from None
-    known = option_names(*ALL_OPTIONS).keys() | _ARGUMENTS
+        raise UsageError(
+            f"`{path}` is not TOML: {error}",
+            hint='text and sizes stand in quotes, as in cache-size = "20G"',
+        ) from None
+    known = {*option_names(*ALL_OPTIONS), *ARGUMENTS}
     values = {}
     for key, value in read.items():
         name = key.replace("-", "_")
@@ -314,10 +353,12 @@ def unknown_option(key: str, known: Sequence[str], origin: str) -> UsageError:
     """The error for a key that is no option; names the one that was probably meant."""
     import difflib  # noqa: PLC0415  # 8 ms that only an error needs
 
-    close = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+    close = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.7)
     return UsageError(
         f"`{key}` is not an option ({origin})",
-        hint=f"did you mean `{close[0].replace('_', '-')}`?" if close else None,
+        hint=f"did you mean `{close[0].replace('_', '-')}`?"
+        if close
+        else "`cafsfs config show` lists the options",
     )
 
 
@@ -338,41 +379,68 @@ class StoreUri:
     layer: Layer
 
 
+_URI_EXAMPLE = "as in cafs://host:2403/root, or file:///directory/of/roots/root"
+
+
 def parse_uri(text: str) -> StoreUri:
     """Read ``cafs://host[:port][,…]/root[?key=value…]`` or ``file:///…/root``."""
-    hint = "as in cafs://host:2403/root, or file:///directory/of/roots/root"
     try:
         parts = urlsplit(text)
+        root = unquote(parts.path, errors="strict")
     except ValueError as error:
-        raise UsageError(f"`{text}` is not a URI: {error}", hint=hint) from None
-    root = unquote(parts.path)
+        raise UsageError(f"`{text}` is not a URI: {error}", hint=_URI_EXAMPLE) from None
     if parts.scheme not in {"cafs", "file"}:
-        raise UsageError(f"`{text}` names no store", hint=hint)
+        raise UsageError(f"`{text}` is not the URI of a store", hint=_URI_EXAMPLE)
     if not root.strip("/"):
-        raise UsageError(f"`{text}` names no root", hint=hint)
+        raise UsageError(f"`{text}` names no root", hint=_URI_EXAMPLE)
     if parts.fragment:
         raise UsageError(f"`{text}` has a `#`", hint="write %23 for a # in a root's name")
     layer = _uri_layer(parts.query)
     if parts.scheme == "file":
-        if parts.netloc not in {"", "localhost"}:
-            raise UsageError(f"`{text}` names a host", hint="a file URI begins with file:///")
-        return StoreUri(text, (), root, Path(root), layer)
-    if "@" in parts.netloc:
-        raise UsageError(f"`{text}` names a user", hint="CAFS knows no users")
-    if len(root.encode()) > 255:
-        raise UsageError(f"the root of `{text}` has more than 255 bytes")
-    servers = tuple(Server.parse(each) for each in parts.netloc.split(","))
-    return StoreUri(text, tuple(dict.fromkeys(servers)), root, None, layer)
+        return StoreUri(text, (), root, _directory(text, parts.netloc, root), layer)
+    return StoreUri(text, _servers(text, parts.netloc, root), root, None, layer)
+
+
+def _directory(text: str, host: str, path: str) -> Path:
+    if host not in {"", "localhost"}:
+        raise UsageError(
+            f"`{text}` names a host", hint="a file URI has three slashes: file:///directory"
+        )
+    if not path.startswith("/"):
+        raise UsageError(
+            f"`{text}` is a relative path", hint=f"write file://{Path(path).absolute()}"
+        )
+    return Path(path)
+
+
+def _servers(text: str, hosts: str, root: str) -> tuple[Server, ...]:
+    if not hosts:
+        raise UsageError(f"`{text}` names no server", hint=_URI_EXAMPLE)
+    if "@" in hosts:
+        raise UsageError(
+            f"`{text}` names a user", hint="CAFS knows no users: leave out what is before the @"
+        )
+    try:
+        length = len(root.encode())
+    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+        raise UsageError(f"the root of {text!a} is not UTF-8", hint=_URI_EXAMPLE) from None
+    if length > 255:
+        raise UsageError(
+            f"the root of `{text}` has more than 255 bytes", hint="no server can be asked for it"
+        )
+    return tuple(dict.fromkeys(Server.parse(each) for each in hosts.split(",")))
 
 
 def _uri_layer(query: str) -> Layer:
+    """The keys of a URI. Not urllib's parse_qsl: in a URI that is no form, a + is a +."""
     known = option_names(StoreOptions, CacheOptions, MountOptions)
     values = {}
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        name = key.replace("-", "_")
+    for part in filter(None, query.split("&")):
+        key, _, value = part.partition("=")
+        name = unquote(key).replace("-", "_")
         if name not in known:
-            raise unknown_option(key, list(known), "URI")
-        values[name] = value
+            raise unknown_option(unquote(key), list(known), "URI")
+        values[name] = unquote(value)
     return Layer("URI", values)
 
 
@@ -387,8 +455,11 @@ _IGNORED = frozenset(
     nolazytime iversion noiversion mand nomand default_permissions comment subtype
     """.split()  # noqa: SIM905  # a list of forty strings would fill the page
 )
-# Flags of `cafsfs mount` that no other layer has.
-_FLAGS_ONLY = frozenset({"config", "foreground"})
+# Flags of `cafsfs mount` that no other layer has, and what they take.
+_FLAGS_ONLY: Mapping[str, Callable[[str], object]] = {
+    "config": parse_path,
+    "foreground": parse_bool,
+}
 _PASSED = frozenset({"noexec", "noatime", "nodiratime", "dirsync"})
 
 
@@ -403,20 +474,24 @@ class MountArguments:
 def parse_mount_options(texts: Sequence[str], *, sloppy: bool = False) -> MountArguments:
     r"""Read ``-o a,b=c`` (a comma in a value is written ``\,``).
 
-    Raises UsageError for an option that nobody knows, unless ``sloppy`` (mount -s).
+    Raises UsageError for an option that nobody knows, unless ``sloppy`` (mount -s). The values
+    are checked when they are resolved, but those of ``config`` and ``foreground`` here: they
+    belong to no group.
     """
     ours: dict[str, str] = {}
     kernel: list[str] = []
     known = {*option_names(StoreOptions, CacheOptions, MountOptions, LogOptions), *_FLAGS_ONLY}
     for text in texts:
-        for part in re.findall(r"(?:[^,\\]|\\.)+", text):
+        for part in re.findall(r"(?:[^,\\]|\\.|\\\Z)+", text, re.DOTALL):
             key, equals, value = part.replace("\\,", ",").partition("=")
             name = key.replace("-", "_")
             if name in known:
                 ours[name] = value if equals else "true"
+                if name in _FLAGS_ONLY:
+                    _parse(_FLAGS_ONLY[name], name, ours[name], "-o")
             elif key in _PASSED:
                 kernel.append(key)
-            elif key in _IGNORED or key.startswith(("x-", "_")):
+            elif key in _IGNORED or key.startswith(("x-", "X-", "_")):
                 continue
             elif not sloppy:
                 raise unknown_option(key, sorted(known), "-o")

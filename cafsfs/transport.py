@@ -20,6 +20,14 @@ from cafsfs.errors import ConnectionBroken, TimedOut, Unreachable
 # whose IPv6 leads nowhere must not use up the whole deadline (RFC 8305, section 5).
 _HEAD_START = 0.25
 
+# A firewall that forgets an idle connection says so to nobody: the kernel asks, and closes it after
+# a minute, before a request would wait for its whole deadline on it.
+_KEEPALIVE = {
+    socket.TCP_KEEPIDLE: 30,  # seconds
+    socket.TCP_KEEPINTVL: 10,  # seconds
+    socket.TCP_KEEPCNT: 3,
+}
+
 
 class Transport:
     """A connected socket; ``received`` and ``sent`` count the bytes of its life."""
@@ -32,6 +40,8 @@ class Transport:
         with suppress(OSError):  # some systems refuse options of a connection that is gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE.items():
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
     @classmethod
     async def connect(cls, host: str, port: int, *, receive_buffer: int | None = None) -> Transport:

@@ -6,6 +6,7 @@ talk. An error is one line, and a hint where we know what to do.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -17,13 +18,21 @@ from cafsfs.cli.inquire import check, stat
 from cafsfs.cli.mount import mount
 from cafsfs.cli.serve import serve
 from cafsfs.cli.settings import config
-from cafsfs.cli.talk import complain, exit_code
+from cafsfs.cli.talk import complain, exit_code, in_our_words
 from cafsfs.cli.transfer import cat, get, put
 from cafsfs.cli.unmount import unmount
 from cafsfs.compose import VERSION
-from cafsfs.errors import CafsError
+from cafsfs.errors import CafsError, StoreError
+
+log = logging.getLogger(__name__)
 
 _INTERRUPTED = 128 + signal.SIGINT
+
+
+# click before 8.2 shows its help without being asked, and without an error.
+_NoArguments: type[click.UsageError] | tuple[()] = getattr(
+    click.exceptions, "NoArgsIsHelpError", ()
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -59,14 +68,24 @@ def invoke(arguments: list[str]) -> int:
     except CafsError as error:
         complain(error)
         return exit_code(error)
-    except click.ClickException as error:
+    except _NoArguments as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        complain(in_our_words(error))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except BrokenPipeError:
         # Who reads us has gone; let the interpreter's last flush not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # of which nobody below has said what it is about
+        log.debug("%s", error, exc_info=True)
+        named = (
+            f"`{os.fsdecode(error.filename)}`: " if isinstance(error.filename, str | bytes) else ""
+        )
+        complain(StoreError(f"{named}{error.strerror or error}"))
         return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

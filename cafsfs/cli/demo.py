@@ -6,6 +6,9 @@ would type.
 
 from __future__ import annotations
 
+import json
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,24 +16,31 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import click
 
 from cafsfs.errors import CafsError, StoreError
+from cafsfs.fuse import mounts
 from cafsfs.packing import hash_file
 
 _CAFSFS = [sys.executable, "-m", "cafsfs"]
 _START_DEADLINE = 15.0  # seconds for the server to listen
+_END_DEADLINE = 5.0  # seconds for a mount to end once it is unmounted
 
 
-@click.command()
+@click.command(short_help="Serve, fill, mount and read a sample store, until Ctrl-C.")
 @click.option("--once", is_flag=True, help="check everything, then leave; exit code 1 if wrong")
 def demo(*, once: bool) -> None:
     """Serve a fresh store on loopback, fill it with Python's library, mount it, read it.
 
-    Stays up until Ctrl-C, then leaves nothing behind.
+    Stays up until Ctrl-C, then leaves nothing behind: all of it happens on 127.0.0.1 and in a
+    temporary directory. It shows each command that it runs.
+
+    \b
+    cafsfs demo
+    cafsfs demo --once && echo all is well
     """
     # SIGTERM as Ctrl-C: whatever ends the demo, nothing stays mounted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -63,6 +73,7 @@ def _server(store: Path) -> Iterator[str]:
         click.echo(f"serving on {address}")
         yield f"cafs://{address}/demo"
     finally:
+        _finish_in_peace()
         server.terminate()
         server.wait()
 
@@ -83,8 +94,8 @@ def _upload(uri: str, library: Path) -> list[tuple[str, Path]]:
     paths = [each for each in sorted(library.glob("*.py")) if each.stat().st_size]
     paths += [library / name for name in ("asyncio", "email", "json", "unittest")]
     _show(f"cafsfs put {uri} {library}/*.py …")
-    done = _run("put", uri, "--compression", "zstd", *map(str, paths))
-    lines = [line.split("  ", 1) for line in done.stdout.splitlines()]
+    said = _run("put", uri, "--compression", "zstd", *map(str, paths))
+    lines = [line.split("  ", 1) for line in said.splitlines()]
     click.echo(f"{lines[0][0]}  {lines[0][1]}\n… {len(lines)} files uploaded")
     return [(digest, Path(path)) for digest, path in lines]
 
@@ -94,11 +105,23 @@ def _mount(uri: str, directory: Path) -> Iterator[Path]:
     point = directory / "mnt"
     point.mkdir()
     _show(f"cafsfs mount {uri} {point}")
-    _run("mount", uri, str(point), "--cache-dir", str(directory / "cache"))
     try:
+        _run("mount", uri, str(point), "--cache-dir", str(directory / "cache"))
         yield point
     finally:
-        _run("unmount", "--lazy", str(point))
+        _finish_in_peace()
+        if mounts.find_mount(mounts.canonical(str(point))) is not None:
+            daemon = json.loads((point / ".cafsfs" / "stats.json").read_text())["pid"]
+            _run("unmount", "--lazy", str(point))
+            _wait_for_end(daemon)
+
+
+def _wait_for_end(process: int) -> None:
+    """Wait for one that is not our child: it has files in the directory that is to be removed."""
+    with suppress(OSError):  # it has ended already, or the kernel is older than 5.3
+        descriptor = os.pidfd_open(process)
+        select.select([descriptor], [], [], _END_DEADLINE)
+        os.close(descriptor)
 
 
 def _read(point: Path, uploaded: list[tuple[str, Path]]) -> None:
@@ -137,12 +160,29 @@ It stays up until Ctrl-C. In another terminal, try:
 """)
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a cafsfs command; what it complains about is shown as it is."""
-    done = subprocess.run([*_CAFSFS, *arguments], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise CafsError(f"cafsfs {arguments[0]} failed with exit code {done.returncode}")
-    return done
+def _finish_in_peace() -> None:
+    """From now on a second Ctrl-C does not stop the clearing up, nor what does it."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+
+
+def _run(*arguments: str) -> str:
+    """What a cafsfs command prints; what it complains about is shown as it is.
+
+    Ctrl-C neither reaches the command (it has a session of its own) nor cuts the wait for it: a
+    mount that is half made could not be unmounted.
+    """
+    with subprocess.Popen(
+        [*_CAFSFS, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as command:
+        try:
+            said, _ = command.communicate()
+        except KeyboardInterrupt:
+            command.communicate()
+            raise
+    if command.returncode:
+        raise CafsError(f"cafsfs {arguments[0]} failed with exit code {command.returncode}")
+    return said
 
 
 def _tool(*command: str) -> None:

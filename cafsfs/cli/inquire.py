@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from cafsfs.cli.options import layers, with_options
-from cafsfs.cli.talk import complain, run, start_logging
+from cafsfs.cli.options import QUIET, layers, with_options
+from cafsfs.cli.talk import complain, emit, run, start_logging
 from cafsfs.client.client import full_stat
 from cafsfs.compose import open_store
 from cafsfs.config import LogOptions, StoreOptions, StoreUri, parse_uri, resolve
@@ -27,13 +27,17 @@ _Found = dict[Digest, BlobStat | BlobNotFound]
 @click.argument("uri")
 @click.argument("hashes", nargs=-1, required=True, metavar="HASH…")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-@with_options(StoreOptions, LogOptions)
+@with_options(StoreOptions, LogOptions, defaults=QUIET)
 def check(
     uri: str, hashes: tuple[str, ...], config: Path | None, *, as_json: bool, **flags: str | None
 ) -> None:
     """Tell which of the blobs the store at URI has.
 
-    Exit code 0 if all are there, 1 if any is absent, 3 if no server could tell.
+    Prints a line "<hash>  present" or "<hash>  absent" for each. Exit code 0 if all are there, 1
+    if any is absent, 3 if no server could tell. A server has no blob of a root that it lacks.
+
+    \b
+    cafsfs check cafs://127.0.0.1/data HASH && echo it is there
     """
     digests = [Digest.parse(each) for each in hashes]
     store_uri, options = _settings(uri, config, flags)
@@ -43,10 +47,11 @@ def check(
         complain(error)
         sys.exit(_NOBODY_COULD_TELL)
     if as_json:
-        click.echo(json.dumps([{"hash": d.hex, "present": d not in missing} for d in digests]))
+        found = [{"hash": each.hex, "present": each not in missing} for each in digests]
+        emit(json.dumps(found) + "\n")
     else:
         for digest in digests:
-            click.echo(f"{digest}  {'absent' if digest in missing else 'present'}")
+            emit(f"{digest}  {'absent' if digest in missing else 'present'}\n")
     sys.exit(_ABSENT if missing else 0)
 
 
@@ -55,17 +60,21 @@ async def _find_missing(uri: StoreUri, options: StoreOptions, digests: list[Dige
         return await store.find_missing(digests)
 
 
-@click.command()
+@click.command(short_help="Show sizes and compression of blobs at URI.")
 @click.argument("uri")
 @click.argument("hashes", nargs=-1, required=True, metavar="HASH…")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-@with_options(StoreOptions, LogOptions)
+@with_options(StoreOptions, LogOptions, defaults=QUIET)
 def stat(
     uri: str, hashes: tuple[str, ...], config: Path | None, *, as_json: bool, **flags: str | None
 ) -> None:
     """Show content size, packed size (both in bytes) and compression of blobs at URI.
 
     Exit code 1 if any is absent, 3 if no server could tell.
+
+    \b
+    cafsfs stat cafs://127.0.0.1/data HASH
+    cafsfs stat --json cafs://127.0.0.1/data HASH HASH
     """
     digests = [Digest.parse(each) for each in hashes]
     store_uri, options = _settings(uri, config, flags)
@@ -75,10 +84,10 @@ def stat(
         complain(error)
         sys.exit(_NOBODY_COULD_TELL)
     if as_json:
-        click.echo(json.dumps([_as_json(digest, found[digest]) for digest in digests]))
+        emit(json.dumps([_as_json(digest, found[digest]) for digest in digests]) + "\n")
     else:
         for digest in digests:
-            click.echo(_as_line(digest, found[digest]))
+            emit(_as_line(digest, found[digest]) + "\n")
     sys.exit(_ABSENT if any(isinstance(each, BlobNotFound) for each in found.values()) else 0)
 
 
@@ -121,6 +130,6 @@ def _settings(
     uri: str, config: Path | None, flags: dict[str, str | None]
 ) -> tuple[StoreUri, StoreOptions]:
     parsed = parse_uri(uri)
-    found = layers(flags, config, parsed.layer)
+    found = [*layers(flags, config, parsed.layer), QUIET]
     start_logging(resolve(LogOptions, found))
     return parsed, resolve(StoreOptions, found)

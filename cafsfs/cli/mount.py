@@ -14,13 +14,14 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from cafsfs.cli.options import argument, layers, with_options
-from cafsfs.cli.readiness import answers, notify, wait_until_it_answers
-from cafsfs.cli.talk import log_to_syslog, run, start_logging
+from cafsfs.cli.readiness import answers, is_dead, notify, wait_until_it_answers
+from cafsfs.cli.talk import log_to_syslog, run_daemon, start_logging
 from cafsfs.compose import MountPlan, run_mount
 from cafsfs.config import (
     CacheOptions,
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _MOUNTED = b"\0"
 _START_DEADLINE = 60.0  # seconds; fusermount3 and INIT have deadlines of their own within it
-_FILE_LIMIT = 1 << 20  # descriptors wanted: each open blob has one
+_END_DEADLINE = 5.0  # seconds for a daemon that has failed to unmount
 
 
 @click.command()
@@ -103,8 +104,9 @@ def mount(
         _spawn(point, click.get_current_context().obj)
         return
     start_logging(logs)
-    _raise_file_limit()
-    run(lambda: _serve(plan, in_background=background_child, to_file=logs.log_file is not None))
+    run_daemon(
+        lambda: _serve(plan, in_background=background_child, to_file=logs.log_file is not None)
+    )
 
 
 async def _serve(plan: MountPlan, *, in_background: bool, to_file: bool) -> None:
@@ -128,12 +130,7 @@ def check_mount_point(point: str, *, nonempty: bool) -> None:
 
     Looks into mountinfo before it looks at the directory: a hung mount there would hang us.
     """
-    there = mounts.find_mount(point)
-    if there is not None and there.fstype == mounts.FSTYPE:
-        raise MountError(
-            f"cannot mount on `{point}`: `{there.source}` is mounted there",
-            hint=f"unmount it first: cafsfs unmount {point}",
-        )
+    _clear_dead_mount(point)
     try:
         is_directory = stat.S_ISDIR(os.stat(point).st_mode)
         empty = is_directory and not next(os.scandir(point), None)
@@ -152,6 +149,24 @@ def check_mount_point(point: str, *, nonempty: bool) -> None:
         )
 
 
+def _clear_dead_mount(point: str) -> None:
+    """Take away what a killed daemon of ours has left; raises MountError if it is alive.
+
+    Not before this moment: until somebody mounts again, a mirror job must see an error there and
+    not an empty directory.
+    """
+    there = mounts.find_mount(point)
+    if there is None or there.fstype != mounts.FSTYPE:
+        return
+    if not is_dead(point):
+        raise MountError(
+            f"cannot mount on `{point}`: `{there.source}` is mounted there",
+            hint=f"unmount it first: cafsfs unmount {point}",
+        )
+    mounts.detach(point, lazy=True)
+    _clear_dead_mount(point)  # there may be another one below
+
+
 def _spawn(point: str, arguments: list[str]) -> None:
     """Start ourselves again as a daemon, and wait until the mount answers or has failed."""
     child = subprocess.Popen(
@@ -166,9 +181,27 @@ def _spawn(point: str, arguments: list[str]) -> None:
     mounted = said.endswith(_MOUNTED)
     click.echo(_worth_showing(said.rstrip(_MOUNTED), failed=not mounted), err=True, nl=False)
     if not mounted:
-        child.terminate()
-        sys.exit(child.wait() or 1)
-    wait_until_it_answers(point)
+        sys.exit(_end(child, point))
+    try:
+        wait_until_it_answers(point)
+    except MountError:
+        _end(child, point)
+        raise
+
+
+def _end(child: subprocess.Popen[bytes], point: str) -> int:
+    """End a daemon that has failed, and its mount with it; the exit code to end with ourselves."""
+    child.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        return max(1, child.wait(_END_DEADLINE))
+    there = mounts.find_mount(point)
+    if there is not None and there.fstype == mounts.FSTYPE:
+        with suppress(MountError):
+            mounts.abort(there)
+        with suppress(MountError):
+            mounts.detach(point, lazy=True)
+    child.kill()
+    return 1
 
 
 def _listen(descriptor: int) -> bytes:
@@ -201,10 +234,3 @@ def _leave_terminal() -> None:
         os.dup2(null, descriptor)
     os.close(null)
     os.chdir("/")
-
-
-def _raise_file_limit() -> None:
-    import resource  # noqa: PLC0415  # for this one command only
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _FILE_LIMIT), hard))

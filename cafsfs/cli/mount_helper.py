@@ -34,8 +34,9 @@ def mount(arguments: list[str]) -> int:
     if "f" in flags:  # fake: everything but the mount
         return 0
     ours = [f"{name}={value}".replace(",", "\\,") for name, value in parsed.layer.values.items()]
-    given = ["-o", ",".join([*ours, *parsed.kernel])] if ours or parsed.kernel else []
-    # With --, a SPEC that begins with a dash is no option.
+    # An -o each, for a value may end with a backslash. With --, a SPEC that begins with a dash is
+    # no option.
+    given = [word for each in [*ours, *parsed.kernel] for word in ("-o", each)]
     code = invoke(["mount", *given, "--", *words])
     return {0: 0, 2: _WRONG_CALL}.get(code, _MOUNT_FAILED)
 

@@ -9,7 +9,16 @@ from typing import Any, TypeVar
 
 import click
 
-from cafsfs.config import Layer, environment_layer, flag, option_names, parse_bool, toml_layers
+from cafsfs.config import (
+    Layer,
+    environment_layer,
+    explain,
+    flag,
+    option_names,
+    parse_bool,
+    plain,
+    toml_layers,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,12 +34,28 @@ _METAVARS = {
 }
 
 
-def with_options(*groups: type) -> Callable[[F], F]:
-    """Add a flag for every option of ``groups``, and ``--config``."""
+# The defaults of commands that do one thing and end: what went wrong is shown anyway, and the rest
+# is for who asks.
+QUIET = Layer("default", {"log_level": "error"})
+
+
+def with_options(*groups: type, defaults: Layer | None = None) -> Callable[[F], F]:
+    """Add a flag for every option of ``groups``, and ``--config``.
+
+    ``defaults`` are those of the command where they are not the options' own; for the help only.
+    """
+    settings = {
+        name: setting
+        for group in groups
+        for name, setting in explain(group, [defaults] if defaults else []).items()
+    }
 
     def decorate(function: F) -> F:
         for name, each in reversed(option_names(*groups).items()):
             parse, text = each.metadata["parse"], each.metadata["help"]
+            value = settings[name].value
+            if value is not None and value is not False:
+                text = f"{text}  [default: {plain(value, parse)}]"
             if parse is parse_bool:
                 made = click.option(flag(name), name, flag_value="true", default=None, help=text)
             else:
@@ -70,4 +95,4 @@ def argument(given: str | None, name: str, found: list[Layer]) -> str:
     for layer in found:
         if name in layer.values:
             return layer.values[name]
-    raise click.UsageError(f"Missing argument '{name.upper()}'.")
+    raise click.UsageError(f"Missing argument '{name.upper()}'.", click.get_current_context())

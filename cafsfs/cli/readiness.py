@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
+import tempfile
 import time
 
 import trio
 
 from cafsfs.errors import MountError
 
+_DEAD_DEADLINE = 2.0  # seconds; a dead mount says so at once
 ANSWER_DEADLINE = 10.0  # seconds for a fresh mount to answer
 
 
@@ -35,27 +38,43 @@ def _probe(point: str) -> list[str]:
 
 
 def wait_until_it_answers(point: str) -> None:
-    """Ask a mount, from a child that may hang in our place; raises MountError.
+    """Ask a fresh mount; raises MountError."""
+    status, _ = _ask(point, ANSWER_DEADLINE)
+    if status is None:
+        raise MountError(
+            f"cannot mount on `{point}`: the mount does not answer",
+            hint="see what it does: add --foreground --log-level debug",
+        )
+    if status:
+        raise MountError(f"cannot mount on `{point}`: the mount answers with an error")
+
+
+def is_dead(point: str) -> bool:
+    """Has the process behind this mount gone? False also if the mount hangs: it may come back."""
+    _, said = _ask(point, _DEAD_DEADLINE)
+    return os.strerror(errno.ENOTCONN).encode() in said
+
+
+def _ask(point: str, deadline: float) -> tuple[int | None, bytes]:
+    """Exit status (None: it hangs) and complaint of a child that asks the mount in our place.
 
     A child that hangs is left behind: it waits in the kernel, and so would we for its end.
     """
-    child = subprocess.Popen(
-        _probe(point),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + ANSWER_DEADLINE
-    while child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    if child.returncode is None:
-        child.kill()
-        raise MountError(
-            f"`{point}` is mounted but does not answer",
-            hint=f"clear it: cafsfs unmount --force {point}",
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(
+            _probe(point),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env={**os.environ, "LC_ALL": "C"},
         )
-    if child.returncode:
-        raise MountError(f"`{point}` is mounted but answers with an error")
+        end = time.monotonic() + deadline
+        while child.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        if child.returncode is None:
+            child.kill()
+        said.seek(0)
+        return child.returncode, said.read()
 
 
 async def answers(point: str) -> bool:

@@ -11,7 +11,7 @@ import trio
 
 from cafsfs.cli.options import argument, layers, with_options
 from cafsfs.cli.readiness import notify
-from cafsfs.cli.talk import run, start_logging
+from cafsfs.cli.talk import run_daemon, start_logging
 from cafsfs.client.servers import Server
 from cafsfs.compose import make_server
 from cafsfs.config import LogOptions, ServeOptions, resolve
@@ -38,7 +38,7 @@ def serve(directory: str | None, config: Path | None, **flags: str | None) -> No
     start_logging(resolve(LogOptions, found))
     options = resolve(ServeOptions, found)
     path = Path(argument(directory, "directory", found)).absolute()
-    run(lambda: _serve(make_server(path, options), path, options))
+    run_daemon(lambda: _serve(make_server(path, options), path, options))
 
 
 async def _serve(server: CafsServer, path: Path, options: ServeOptions) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
+import resource
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,20 +17,56 @@ import click
 import trio
 
 from cafsfs.config import LogOptions
-from cafsfs.errors import CafsError, UsageError
+from cafsfs.errors import CafsError, StoreError, UsageError
 from cafsfs.store.pump import first_error
 
 T = TypeVar("T")
 
+_DESCRIPTORS = 1 << 20  # each open blob has one, and each client
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def run(main: Callable[[], Awaitable[T]]) -> T:
-    """Run an async command; its error comes out bare, whatever nurseries it passed."""
+    """Run an async command; its error comes out bare, whatever nurseries it passed.
+
+    SIGTERM ends it as Ctrl-C does, so that it clears up; unless it listens to SIGTERM itself.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    # By SIGINT, because Trio knows when it may interrupt. Who ignores that one keeps SIGTERM's own
+    # way.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return trio.run(main)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_daemon(main: Callable[[], Awaitable[None]]) -> None:
+    """Run what serves many at once: with as many descriptors as it may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _DESCRIPTORS), hard))
+    run(main)
+
+
+def emit(data: str | bytes) -> None:
+    """Write to standard output, names in the bytes that they have.
+
+    Raises BrokenPipeError if nobody reads it, StoreError if it cannot be written. Past Python's
+    buffer, which would fail once more when the process ends.
+    """
+    if sys.stdout is None:  # its number may be another file's
+        raise StoreError("cannot write to standard output: it is closed")
+    left = memoryview(os.fsencode(data) if isinstance(data, str) else data)
+    try:
+        while left:
+            left = left[os.write(sys.stdout.fileno(), left) :]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def complain(error: CafsError) -> None:
@@ -35,6 +74,21 @@ def complain(error: CafsError) -> None:
     click.echo(f"error: {error}", err=True)
     if error.hint is not None:
         click.echo(f"\nhint: {error.hint}", err=True)
+
+
+def in_our_words(error: click.ClickException) -> CafsError:
+    """What click complains about, as one line and a hint."""
+    said = error.format_message().replace("'", "`")
+    message, _, more = said.partition(". ")
+    message = message[:1].lower() + message[1:].rstrip(".")
+    if more:  # click's guesses at what was meant
+        more = more.strip("()")
+        return UsageError(message, hint=more[:1].lower() + more[1:])
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None:
+        return UsageError(message, hint="`cafsfs COMMAND --help` tells what it takes")
+    usage = " ".join(context.get_usage().split()).replace("Usage:", "usage:")
+    return UsageError(message, hint=f"{usage}; `{context.command_path} --help` tells more")
 
 
 def exit_code(error: CafsError) -> int:

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from stat import S_ISREG
+from threading import Lock
+from typing import IO, NoReturn, Self
 
 import click
 import trio
 from tqdm import tqdm
 
-from cafsfs.cli.options import layers, with_options
-from cafsfs.cli.talk import complain, run, start_logging
+from cafsfs.cli.options import QUIET, layers, with_options
+from cafsfs.cli.talk import complain, emit, run, start_logging
 from cafsfs.compose import open_store
 from cafsfs.config import LogOptions, StoreOptions, StoreUri, parse_uri, resolve
 from cafsfs.digest import Digest
-from cafsfs.errors import CafsError, StoreError, UsageError
+from cafsfs.errors import (
+    BlobNotFound,
+    CafsError,
+    ProtocolError,
+    ServerRefused,
+    StoreError,
+    Unavailable,
+    Unreachable,
+    UsageError,
+)
 from cafsfs.packing import Compression
 from cafsfs.store.contracts import ContentStore
 from cafsfs.store.files import FileSink, FileSource, pull_to_file
 
 _BAR_DELAY = 0.5  # seconds; what is done sooner needs no progress bar
-Bar: TypeAlias = "tqdm[NoReturn]"  # counted by hand; a class that is generic in its stubs only
+_PIECE = 1 << 20  # bytes of ``cat`` at once
 
 _COMPRESSIONS = [each.name.lower() for each in Compression]
 
@@ -41,19 +53,59 @@ class _Target:
 
 def _target(uri: str, config: Path | None, flags: dict[str, str | None]) -> _Target:
     parsed = parse_uri(uri)
-    found = layers(flags, config, parsed.layer)
-    logs = resolve(LogOptions, found)
-    if flags["log_level"] is None:  # errors are shown anyway; the rest is for who asks
-        logs = LogOptions(log_level="error", log_file=logs.log_file)
-    start_logging(logs)
+    found = [*layers(flags, config, parsed.layer), QUIET]
+    start_logging(resolve(LogOptions, found))
     return _Target(parsed, resolve(StoreOptions, found))
 
 
-def _bar(total: int | None) -> Bar:
+class _Progress:
     """A progress bar of bytes on a terminal; nothing elsewhere, and nothing for short work."""
-    return tqdm(
-        total=total, unit="B", unit_scale=True, unit_divisor=1024, delay=_BAR_DELAY, disable=None
-    )
+
+    def __init__(self, total: int | None) -> None:
+        self._lock = Lock()  # tqdm's own is for the terminal, not for the count
+        self._bar: tqdm[NoReturn] = tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            delay=_BAR_DELAY,
+            disable=None,  # unless standard error is a terminal
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, count: int) -> None:
+        """So many bytes were just moved; from any thread."""
+        with self._lock:
+            self._bar.update(count)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Make room for a line. Not tqdm's own way: it would show a bar before its time."""
+        shown = not self._bar.disable and self._bar.last_print_t > self._bar.start_t
+        if shown:
+            self._bar.clear()
+        yield
+        if shown:
+            self._bar.refresh()
+
+
+@contextmanager
+def _advice(target: _Target) -> Iterator[None]:
+    """Say of an absent blob what else may be wrong."""
+    try:
+        yield
+    except BlobNotFound as error:
+        if target.uri.servers and error.hint is None:
+            error.hint = (
+                f"is `{target.uri.root}` the right root? a server says the same of a root that "
+                "it does not have"
+            )
+        raise
 
 
 # --- put
@@ -61,7 +113,7 @@ def _bar(total: int | None) -> Bar:
 
 @click.command()
 @click.argument("uri")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…", type=click.Path(path_type=Path))
 @click.option(
     "--compression",
     type=click.Choice(_COMPRESSIONS),
@@ -69,14 +121,19 @@ def _bar(total: int | None) -> Bar:
     show_default=True,
     help="pack with this, except small files and those that are compressed already",
 )
-@with_options(StoreOptions, LogOptions)
+@with_options(StoreOptions, LogOptions, defaults=QUIET)
 def put(
     uri: str, paths: tuple[Path, ...], compression: str, config: Path | None, **flags: str | None
 ) -> None:
     """Upload files, and all files in directories, to the store at URI.
 
     Prints a line "<hash>  <path>" for each, as b3sum does: `b3sum -c` checks them. What the store
-    has already is not sent again. Exit code 1 if any file failed; the others are uploaded.
+    has already is not sent again. Exit code 1 if any file failed; the others are uploaded, unless
+    no server can be reached.
+
+    \b
+    cafsfs put cafs://127.0.0.1/data FILE
+    cafsfs put --compression zstd cafs://127.0.0.1/data DIRECTORY > SUMS
     """
     target = _target(uri, config, flags)
     files = list(_walk(paths))
@@ -86,63 +143,134 @@ def put(
 
 
 def _walk(paths: tuple[Path, ...]) -> Iterator[Path]:
-    """The regular files among and below ``paths``; links to files count, links to trees do not."""
+    """The regular files among and below ``paths``; links to files count, links to trees do not.
+
+    What may not be looked at is among them: the attempt to read it will tell why.
+    """
     for path in paths:
-        if not path.is_dir():
+        if os.path.isdir(path):
+            yield from _walk_tree(path)
+        else:
             yield path
-            continue
-        for directory, subdirectories, names in os.walk(path):
-            subdirectories.sort()
-            for name in sorted(names):
-                file = Path(directory, name)
-                if file.is_file():
-                    yield file
+
+
+def _walk_tree(tree: Path) -> Iterator[Path]:
+    closed: list[Path] = []
+    for directory, subdirectories, names in os.walk(
+        tree, onerror=lambda error: closed.append(Path(error.filename))
+    ):
+        subdirectories.sort()
+        yield from filter(_may_be_file, (Path(directory, name) for name in sorted(names)))
+    yield from closed
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        return error.errno not in {errno.ENOENT, errno.ELOOP}  # links that lead nowhere
 
 
 async def _put(target: _Target, files: list[Path], compression: Compression) -> int:
     """Upload, printing in the order of ``files``; returns how many failed."""
-    lines: dict[int, str] = {}
-    shown = failed = 0
     waiting = iter(enumerate(files))
     limiter = trio.CapacityLimiter(target.options.connections)
 
-    def show(index: int, line: str) -> None:
-        nonlocal shown
-        lines[index] = line
-        while shown in lines:
-            click.echo(lines.pop(shown), nl=False)
-            shown += 1
-
-    async def work(store: ContentStore, bar: Bar) -> None:
-        nonlocal failed
+    async def work(store: ContentStore, progress: _Progress, report: _Report) -> None:
         for index, path in waiting:
             try:
-                digest = await _put_file(store, path, limiter, bar.update)
-                show(index, _checksum_line(digest, path))
+                digest = await _put_file(store, path, limiter, progress)
+                report.done(index, _checksum_line(digest, path))
+            except Unreachable:
+                raise  # nor will the other files get there
             except CafsError as error:
-                failed += 1
-                show(index, "")
-                complain(error)
+                report.failed(index, _about_file(path, error, target.uri))
 
     async with open_store(target.uri, target.options, compression=compression) as store:
-        with _bar(sum(_size(each) for each in files)) as bar:
+        with _Progress(sum(map(_size, files))) as progress, _Report(progress) as report:
             async with trio.open_nursery() as nursery:
-                for _ in range(target.options.connections):
-                    nursery.start_soon(work, store, bar)
-    return failed
+                for _ in range(min(target.options.connections, len(files))):
+                    nursery.start_soon(work, store, progress, report)
+    return report.failures
+
+
+class _Report:
+    """Says what became of each file, in the order of the files, beside a progress bar."""
+
+    def __init__(self, progress: _Progress) -> None:
+        self._progress = progress
+        self._lines: dict[int, str] = {}
+        self._next = 0
+        self._hints: set[str | None] = set()
+        self.failures = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Of what was uploaded, something is said in any case."""
+        for index in sorted(self._lines):
+            emit(self._lines[index])
+
+    def done(self, index: int, line: str) -> None:
+        self._lines[index] = line
+        with self._progress.aside():
+            while self._next in self._lines:
+                emit(self._lines.pop(self._next))
+                self._next += 1
+
+    def failed(self, index: int, error: CafsError) -> None:
+        self.failures += 1
+        if error.hint in self._hints:  # once is enough
+            error.hint = None
+        self._hints.add(error.hint)
+        with self._progress.aside():
+            complain(error)
+        self.done(index, "")
+
+
+def _about_file(path: Path, error: CafsError, uri: StoreUri) -> CafsError:
+    """Errors of the way to the store do not know which file they are about."""
+    if not isinstance(error, ServerRefused | Unavailable | ProtocolError):
+        return error
+    hint = error.hint
+    if isinstance(error, ServerRefused) and hint is None:
+        hint = f"has the server a root `{uri.root}`, and space? its log may tell more"
+    return CafsError(f"cannot upload `{path}`: {error}", hint=hint)
+
+
+class _Watched:
+    """A file whose upload is shown; a second try shows what the first has not reached."""
+
+    def __init__(self, source: FileSource, progress: _Progress) -> None:
+        self._source = source
+        self._progress = progress
+        self._shown = 0
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        count = self._source.read_at(buffer, offset)
+        self.show(offset + count)
+        return count
+
+    def show(self, end: int) -> None:
+        if end > self._shown:
+            self._progress.advance(end - self._shown)
+            self._shown = end
 
 
 async def _put_file(
-    store: ContentStore,
-    path: Path,
-    limiter: trio.CapacityLimiter,
-    progress: Callable[[int], object],
+    store: ContentStore, path: Path, limiter: trio.CapacityLimiter, progress: _Progress
 ) -> Digest:
     source = await trio.to_thread.run_sync(FileSource, path, limiter=limiter)
     try:
+        watched = _Watched(source, progress)
         if await store.find_missing([source.digest]):
-            await store.put(source.digest, source)
-        progress(source.size)
+            await store.put(source.digest, watched)
+        watched.show(source.size)
     finally:
         source.close()
     return source.digest
@@ -176,7 +304,7 @@ def _checksum_line(digest: Digest, path: Path) -> str:
     metavar="FILE",
     help="where to; the default is a file named by the hash",
 )
-@with_options(StoreOptions, LogOptions)
+@with_options(StoreOptions, LogOptions, defaults=QUIET)
 def get(
     uri: str,
     blob: str,
@@ -187,48 +315,67 @@ def get(
     """Download the blob HASH from the store at URI to a file, verified.
 
     The file appears when it is complete and its hash is right, not before.
+
+    \b
+    cafsfs get cafs://127.0.0.1/data HASH -o FILE
     """
     digest = Digest.parse(blob)
     target = _target(uri, config, flags)
     path = Path(digest.hex) if output is None else output
-    if path.is_dir():
-        raise UsageError(f"`{path}` is a directory", hint="name a file with -o")
-    run(lambda: _get(target, digest, path))
+    if os.path.isdir(path):
+        raise UsageError(f"`{path}` is a directory", hint=f"name a file: -o {path / digest.hex}")
+    with _advice(target):
+        run(lambda: _get(target, digest, path))
 
 
 async def _get(target: _Target, digest: Digest, path: Path) -> None:
     limiter = trio.CapacityLimiter(1)
     async with open_store(target.uri, target.options) as store:
-        with _bar(None) as bar:
-            await pull_to_file(store, digest, path, limiter=limiter, on_write=bar.update)
+        with _Progress(None) as progress:
+            try:
+                await pull_to_file(store, digest, path, limiter=limiter, on_write=progress.advance)
+            except StoreError as error:
+                if error.hint is None and str(path) in str(error):
+                    error.hint = "name another file with -o"
+                raise
 
 
 @click.command()
 @click.argument("uri")
 @click.argument("blob", metavar="HASH")
-@with_options(StoreOptions, LogOptions)
+@with_options(StoreOptions, LogOptions, defaults=QUIET)
 def cat(uri: str, blob: str, config: Path | None, **flags: str | None) -> None:
     """Write the blob HASH from the store at URI to standard output.
 
     Nothing is written before all of it is verified: wrong bytes reach nobody. Until then it is
     kept in a file without a name in $TMPDIR.
+
+    \b
+    cafsfs cat cafs://127.0.0.1/data HASH | less
     """
     digest = Digest.parse(blob)
     target = _target(uri, config, flags)
+    with _advice(target), _spool(target, digest) as spool:
+        while piece := spool.read(_PIECE):
+            emit(piece)
+
+
+def _spool(target: _Target, digest: Digest) -> IO[bytes]:
+    """A file without a name that holds the content of a blob, verified, from its start on."""
     try:
-        with tempfile.TemporaryFile(prefix="cafsfs-") as spool:
-            run(lambda: _spool(target, digest, spool.fileno()))
-            spool.seek(0)
-            shutil.copyfileobj(spool, sys.stdout.buffer, 1 << 20)
-            sys.stdout.buffer.flush()
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
+        spool = tempfile.TemporaryFile(prefix="cafsfs-")  # noqa: SIM115  # the caller closes it
+        try:
+            run(lambda: _pull(target, digest, spool.fileno()))
+        except BaseException:
+            spool.close()
             raise
+    except OSError as error:
         raise StoreError(
             f"cannot keep the blob: {error.strerror}", hint="set TMPDIR to a disk with space"
         ) from error
+    return spool
 
 
-async def _spool(target: _Target, digest: Digest, descriptor: int) -> None:
+async def _pull(target: _Target, digest: Digest, descriptor: int) -> None:
     async with open_store(target.uri, target.options) as store:
         await store.pull(digest, FileSink(descriptor))

@@ -22,6 +22,7 @@ from cafsfs.errors import MountError
 FSTYPE = "fuse.cafsfs"
 _HELPER_DEADLINE = 20.0  # seconds that fusermount3 may take
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
+_MOST_LINKS = 40  # in one path, as in the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Mount:
 def list_mounts() -> list[Mount]:
     """All mounts of this mount namespace, the latest last."""
     mounts = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    # As bytes: a name may hold what only Python takes for the end of a line.
+    for line in map(os.fsdecode, Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]):
         before, _, after = line.partition(" - ")
         fields, rest = before.split(" "), after.split(" ")
         minor = int(fields[2].partition(":")[2])
@@ -51,10 +53,22 @@ def find_mount(point: str) -> Mount | None:
 
 
 def canonical(path: str) -> str:
-    """The path of a mount point as mountinfo has it; looks at its parents only, not at itself."""
+    """The path of a mount point as mountinfo has it; looks at its parents only, not at itself.
+
+    Symbolic links are followed by readlink alone: it asks a filesystem only about what is a link.
+    """
     absolute = os.path.abspath(path)
-    parent, name = os.path.split(absolute)
-    return os.path.join(os.path.realpath(parent), name) if name else absolute
+    for _ in range(_MOST_LINKS):
+        parent, name = os.path.split(absolute)
+        if not name:
+            break
+        parent = os.path.realpath(parent)
+        absolute = os.path.join(parent, name)
+        try:
+            absolute = os.path.normpath(os.path.join(parent, os.readlink(absolute)))
+        except OSError:
+            break
+    return absolute
 
 
 def attach(point: str, options: Sequence[str]) -> int:
@@ -79,9 +93,15 @@ def attach(point: str, options: Sequence[str]) -> int:
 
 
 def detach(point: str, *, lazy: bool) -> None:
-    """Unmount; raises MountError with what fusermount3 said."""
+    """Unmount what is mounted there; raises MountError with what fusermount3 said.
+
+    Both ends of a mount may do this at the same time, and the second to come finds nothing: fine.
+    """
+    before = find_mount(point)
+    if before is None:
+        return
     said = _run(["fusermount3", "-u", *(["-z"] if lazy else []), "--", point])
-    if said:
+    if said and find_mount(point) == before:
         hint = None
         if "busy" in said.lower():
             hint = f"a process uses it (`fuser -vm {point}` tells which); or pass --lazy or --force"

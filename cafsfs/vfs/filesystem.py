@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import trio
 
 from cafsfs.digest import Digest
-from cafsfs.errors import CafsError, NoSuchName, NotSupported, TimedOut
+from cafsfs.errors import CafsError, CorruptBlob, NoSuchName, NotSupported, TimedOut
 from cafsfs.metrics import Metrics
 from cafsfs.store.read_caching import OpenBlob, ReadCachingStore
 from cafsfs.vfs.names import parse_blob_name
@@ -73,6 +73,12 @@ class Space:
 
 
 @dataclass(slots=True)
+class _OpenFile:
+    blob: OpenBlob
+    node: BlobNode
+
+
+@dataclass(slots=True)
 class _OpenControl:
     content: bytes
 
@@ -109,8 +115,9 @@ class FileSystem:
         }
         self._metrics = metrics or Metrics()
         self._blobs = BlobTable()
-        self._handles: dict[int, OpenBlob | _OpenControl | _OpenDirectory] = {}
+        self._handles: dict[int, _OpenFile | _OpenControl | _OpenDirectory] = {}
         self._last_handle = 0
+        self._ending: CafsError | None = None  # why nothing may wait any more
         self.on_stale: Callable[[int], None] = lambda _: None
 
     def hurry_lookups(self, deadline: float) -> None:
@@ -131,7 +138,7 @@ class FileSystem:
         if fixed is not None:
             return self._attributes(fixed)
         digest = None
-        if directory in {Fixed.ROOT, Fixed.BLAKE3}:
+        if directory is Fixed.ROOT or directory is Fixed.BLAKE3:
             digest = parse_blob_name(name)
         if digest is None:
             raise NoSuchName(f"no such name: {name!r}")
@@ -218,7 +225,8 @@ class FileSystem:
         match node:
             case BlobNode(digest):
                 self._metrics.opens += 1
-                return self._handle(self._store.open(digest)), True
+                self._check_not_ending()
+                return self._handle(_OpenFile(self._store.open(digest), node)), True
             case ControlFile(name):
                 return self._handle(_OpenControl(self._control[name]())), False
             case _:
@@ -228,8 +236,9 @@ class FileSystem:
         """min(length, size − offset) bytes, or an error: a short answer truncates the file."""
         opened = self._handles[handle]
         match opened:
-            case OpenBlob():
-                data = await opened.read(offset, length, patience=self.options.read_patience)
+            case _OpenFile(blob, node):
+                data = await blob.read(offset, length, patience=self.options.read_patience)
+                self._check_whole(len(data), node, offset, length)
                 self._metrics.reads += 1
                 self._metrics.read_bytes += len(data)
                 return data
@@ -241,23 +250,25 @@ class FileSystem:
     def release(self, handle: int) -> None:
         """Close a handle of any kind."""
         opened = self._handles.pop(handle, None)
-        if isinstance(opened, OpenBlob):
-            self._store.close(opened)
+        if isinstance(opened, _OpenFile):
+            self._store.close(opened.blob)
 
     # --- directories
 
     def opendir(self, inode: int) -> int:
         """A handle on a listing as it is now."""
-        entries: list[tuple[bytes, Digest | Fixed]] = []
-        match self._node(inode):
+        directory = self._node(inode)
+        if not isinstance(directory, Fixed):
+            raise NotSupported("a file cannot be listed")
+        # Every directory is the root, or in it.
+        entries: list[tuple[bytes, Digest | Fixed]] = [(b".", directory), (b"..", Fixed.ROOT)]
+        match directory:
             case Fixed.ROOT:
-                entries = [(b"blake3", Fixed.BLAKE3)]
+                entries.append((b"blake3", Fixed.BLAKE3))
             case Fixed.BLAKE3:
-                entries = [(digest.hex.encode(), digest) for digest in self._store.listing()]
+                entries += [(digest.hex.encode(), digest) for digest in self._store.listing()]
             case Fixed.CONTROL:
                 pass  # found by name, never listed
-            case _:
-                raise NotSupported("a file cannot be listed")
         return self._handle(_OpenDirectory(entries))
 
     def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
@@ -298,7 +309,8 @@ class FileSystem:
         return {"known_inodes": len(self._blobs), "open_handles": len(self._handles)}
 
     def fail_waiters(self, error: CafsError) -> None:
-        """Answer everything that waits with ``error``, at once."""
+        """Answer everything that waits with ``error``, at once, and whatever would wait later."""
+        self._ending = error
         self._store.fail_all(error)
 
     # ---
@@ -309,7 +321,23 @@ class FileSystem:
             raise NoSuchName(f"no such inode: {inode}")
         return node
 
+    def _check_not_ending(self) -> None:
+        if self._ending is not None:
+            raise self._ending.with_traceback(None)
+
+    def _check_whole(self, count: int, node: BlobNode, offset: int, length: int) -> None:
+        """Whatever the store does: a short answer inside the file would be its end to the kernel.
+
+        ``node.size`` is what the kernel was told last; None means that it is about to ask again.
+        """
+        if node.size is None or count == max(0, min(length, node.size - offset)):
+            return
+        told = node.size
+        self.size_is_wrong(node.digest)
+        raise CorruptBlob(f"{node.digest} has {count} bytes at {offset}, and {told} in all")
+
     async def _size(self, digest: Digest) -> int:
+        self._check_not_ending()
         try:
             with trio.fail_after(self._lookup_deadline):
                 size = (await self._store.stat(digest)).size
@@ -354,7 +382,7 @@ class FileSystem:
                     remember=FOREVER if cached else _UNSETTLED,
                 )
 
-    def _handle(self, opened: OpenBlob | _OpenControl | _OpenDirectory) -> int:
+    def _handle(self, opened: _OpenFile | _OpenControl | _OpenDirectory) -> int:
         self._last_handle += 1
         self._handles[self._last_handle] = opened
         return self._last_handle

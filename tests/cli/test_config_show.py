@@ -1,0 +1,88 @@
+"""``cafsfs config show``: each value, and which layer it came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cafsfs.config import ALL_OPTIONS, option_names
+from tests.cli.running import run
+
+pytestmark = pytest.mark.process
+
+OPTIONS = {name.replace("_", "-") for name in option_names(*ALL_OPTIONS)}
+
+
+def rows(text: str) -> dict[str, tuple[str, str]]:
+    """Value and origin by name."""
+    table = (line.split(maxsplit=2) for line in text.splitlines())
+    return {name: (value, origin) for name, value, origin in table}
+
+
+def test_every_option_is_shown_with_its_default() -> None:
+    shown = rows(run("config", "show").ok().text)
+    assert shown.keys() == OPTIONS
+    assert {origin for _, origin in shown.values()} == {"default"}
+    assert shown["cache-size"][0] == "20G"
+    assert shown["listen"][0] == "127.0.0.1:2403"
+    assert shown["allow-other"][0] == "false"
+    assert shown["log-file"][0] == "-"
+
+
+def test_json_has_values_of_their_kind() -> None:
+    shown = json.loads(run("config", "show", "--json", "--sync").ok().text)
+    assert shown.keys() == OPTIONS
+    assert shown["cache-size"] == {"value": 20 << 30, "origin": "default"}
+    assert shown["sync"] == {"value": True, "origin": "flag"}
+    assert shown["fsname"] == {"value": None, "origin": "default"}
+    assert shown["cache-dir"]["value"].endswith("/cafsfs")
+
+
+def test_the_strongest_layer_wins(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    names = ["connections", "connect-timeout", "answer-timeout", "progress-timeout", "uid"]
+    file.write_text("".join(f"{name} = 5\n" for name in names))
+    environment = {f"CAFSFS_{name.replace('-', '_').upper()}": "4" for name in names[:4]}
+    command = ["config", "show", "--config", str(file), "--connections", "1"]
+    command += ["-o", "connections=2,connect-timeout=2"]
+    command += ["cafs://h/r?connections=3&connect_timeout=3&answer-timeout=3"]
+    shown = rows(run(*command, env=environment).ok().text)
+    assert [shown[name] for name in names] == [
+        ("1", "flag"),
+        ("2", "-o"),
+        ("3", "URI"),
+        ("4", "environment"),
+        ("5", str(file)),
+    ]
+    assert shown["uri"] == (command[-1], "argument")
+
+
+def test_the_users_file_is_found(tmp_path: Path) -> None:
+    file = tmp_path / ".config/cafsfs/config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('cache-size = "5G"\nmountpoint = "/mnt/x"\n')
+    shown = rows(run("config", "show", env={"HOME": str(tmp_path)}).ok().text)
+    assert shown["cache-size"] == ("5G", str(file))
+    assert shown["mountpoint"] == ("/mnt/x", str(file))
+
+
+def test_a_uri_of_a_file_brings_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('uri = "cafs://h/r?connections=9"\nconnections = 5\n')
+    for given in (["--config", str(file)], ["-o", f"config={file}"]):
+        shown = rows(run("config", "show", *given).ok().text)
+        assert shown["uri"] == ("cafs://h/r?connections=9", str(file))
+        assert shown["connections"] == ("9", "URI")
+
+
+def test_a_variable_without_a_value_says_nothing() -> None:
+    shown = rows(run("config", "show", env={"CAFSFS_ALLOW_OTHER": ""}).ok().text)
+    assert shown["allow-other"] == ("false", "default")
+
+
+def test_a_file_in_a_home_that_is_closed_is_not_missed(open_directory: Path) -> None:
+    home = open_directory / "home"
+    home.mkdir(mode=0o700)
+    run("config", "show", env={"HOME": str(home)}, nobody=True).ok()

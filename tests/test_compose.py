@@ -1,0 +1,106 @@
+"""What is put together: stacks that read aloud, and options that reach who uses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cafsfs import compose
+from cafsfs.compose import VERSION, MountPlan, make_server, open_store
+from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, parse_uri
+from cafsfs.errors import BlobNotFound, StoreError
+from cafsfs.metrics import Metrics
+from cafsfs.packing import Compression, hash_bytes
+from cafsfs.store.disk_cache import DiskCache
+from cafsfs.store.fallback import FallbackStore
+from cafsfs.store.memory import MemorySink, MemorySource
+from cafsfs.store.read_caching import ReadCachingStore
+from cafsfs.store.unpacking import UnpackingStore
+
+CONTENT = b"content " * 1000
+
+
+def plan(*kernel: str, **options: object) -> MountPlan:
+    return MountPlan(
+        uri=parse_uri("cafs://h,g/r"),
+        point="/mnt/cafs",
+        store=StoreOptions(),
+        cache=CacheOptions(),
+        mount=MountOptions(**options),  # type: ignore[arg-type]  # as the tests say
+        kernel_options=kernel,
+    )
+
+
+async def test_a_directory_is_a_store(tmp_path: Path) -> None:
+    uri = parse_uri(f"file://{tmp_path}")
+    digest = hash_bytes(CONTENT)
+    async with open_store(uri, StoreOptions(), compression=Compression.ZSTD) as store:
+        assert isinstance(store, UnpackingStore)
+        await store.put(digest, MemorySource(CONTENT))
+        assert await store.find_missing([digest]) == set()
+    sink = MemorySink()
+    async with open_store(uri, StoreOptions()) as store:
+        stat = await store.pull(digest, sink)
+    assert sink.content == CONTENT
+    assert stat.compression is Compression.ZSTD
+    stored = tmp_path / "blobs" / digest.hex[:2] / digest.hex[2:4] / digest.hex
+    assert stored.stat().st_size == stat.packed_size
+    with pytest.raises(BlobNotFound):
+        async with open_store(uri, StoreOptions()) as store:
+            await store.pull(hash_bytes(b"absent"), sink)
+
+
+async def test_a_directory_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no root") as caught:
+        async with open_store(parse_uri(f"file://{tmp_path}/none"), StoreOptions()):
+            pass
+    assert caught.value.hint == f"make it: mkdir -p {tmp_path}/none"
+
+
+async def test_servers_are_asked_one_after_the_other() -> None:
+    async with open_store(parse_uri("cafs://h,g:1/r"), StoreOptions()) as store:
+        assert isinstance(store, FallbackStore)
+
+
+def test_a_server_needs_its_directory(tmp_path: Path) -> None:
+    make_server(tmp_path, ServeOptions())
+    with pytest.raises(StoreError, match="is not a directory"):
+        make_server(tmp_path / "none", ServeOptions())
+
+
+def test_a_mount_is_read_only_and_named_by_its_uri() -> None:
+    options = compose._fuse_options(plan())
+    assert {"ro", "nosuid", "nodev", "default_permissions", "subtype=cafsfs"} <= set(options)
+    assert r"fsname=cafs://h\,g/r" in options
+    assert "allow_other" not in options
+
+
+def test_options_reach_the_kernel() -> None:
+    options = compose._fuse_options(plan("noexec", allow_other=True, fsname="a\\,b"))
+    assert {"noexec", "allow_other"} <= set(options)
+    assert r"fsname=a\\\,b" in options
+
+
+def test_options_reach_the_filesystem() -> None:
+    options = compose._vfs_options(plan(uid=5, gid=6, lookup_timeout=2.0, read_timeout=3.0))
+    assert (options.uid, options.gid) == (5, 6)
+    assert (options.lookup_deadline, options.read_patience) == (2, 3)
+
+
+async def test_control_files_tell_the_state_of_the_mount(tmp_path: Path) -> None:
+    async with open_store(parse_uri("cafs://h/r"), StoreOptions()) as upstream:
+        cache = DiskCache(tmp_path, max_bytes=1000)
+        await cache.put(hash_bytes(b"blob"), MemorySource(b"blob"))
+        store = ReadCachingStore(cache, upstream, None)  # type: ignore[arg-type]  # starts no task
+        status = compose._Status(plan(), Metrics(lookups=3), store)
+        assert status.files["version"]() == f"{VERSION}\n".encode()
+        stats = json.loads(status.files["stats.json"]())
+    assert stats["uri"] == "cafs://h,g/r"
+    assert stats["mountpoint"] == "/mnt/cafs"
+    assert stats["cache"]["bytes"] == 4
+    assert stats["cache"]["bound_bytes"] == 1000
+    assert stats["cache"]["blobs"] == 1
+    assert stats["counters"]["lookups"] == 3
+    assert stats["pulls_in_flight"] == 0

@@ -1,0 +1,83 @@
+"""The rules of the house that no linter holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cafsfs.cli.app import cafsfs
+
+REPOSITORY = Path(__file__).parent.parent
+# What the top of the repository may hold beside files that begin with a dot.
+TOP = {
+    "CHANGELOG.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "cafsfs",
+    "pyproject.toml",
+    "systemd",
+    "tests",
+}
+NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def tracked() -> list[Path]:
+    """The files of the repository, those included that are not yet committed."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git repository")
+    return [Path(line) for line in listed.stdout.splitlines() if (REPOSITORY / line).exists()]
+
+
+def modules() -> list[Path]:
+    return [each for each in tracked() if each.suffix == ".py"]
+
+
+def test_the_top_of_the_repository_holds_what_the_design_says() -> None:
+    top = {path.parts[0] for path in tracked()}
+    assert {name for name in top if not name.startswith(".")} <= TOP
+
+
+def test_every_module_opens_by_saying_what_it_is_in_one_line() -> None:
+    silent = []
+    for path in modules():
+        text = (REPOSITORY / path).read_text()
+        if path.name == "__init__.py" and not text:
+            continue  # makes a package of a directory of tests
+        opening = (ast.get_docstring(ast.parse(text), clean=False) or "").split("\n")
+        if not opening[0].strip() or any(opening[1:2]):
+            silent.append(str(path))
+    assert silent == []
+
+
+def test_modules_are_named_by_what_they_do() -> None:
+    assert [str(each) for each in modules() if NAMELESS & {each.stem, *each.parts}] == []
+
+
+def shell_lines(text: str) -> list[str]:
+    """The lines of indented or fenced blocks, and what stands between backquotes."""
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in fenced for line in block.splitlines()]
+    lines += re.findall(r"^ {4}(.+)$", text, re.MULTILINE)
+    return [line.strip().removeprefix("$ ") for line in lines + re.findall(r"`([^`\n]+)`", text)]
+
+
+def test_commands_of_the_readme_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    for line in shell_lines((REPOSITORY / "README.md").read_text()):
+        match line.split():
+            case ["make", target, *_]:
+                assert target in targets, line
+            case [program, name, *words] if Path(program).name == "cafsfs" and name.islower():
+                command = cafsfs.commands[name]
+                known = {each for option in command.params for each in option.opts}
+                flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+                assert flags <= known | {"--help", "--"}, line
+            case _:
+                pass
