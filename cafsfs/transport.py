@@ -11,6 +11,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import trio
 
@@ -27,6 +28,10 @@ _KEEPALIVE = {
     socket.TCP_KEEPINTVL: 10,  # seconds
     socket.TCP_KEEPCNT: 3,
 }
+
+# Bytes that sendfile may send in one hop: a peer that is as fast as the disk gives its thread back
+# after some milliseconds.
+_STRIDE = 8 << 20
 
 
 class Transport:
@@ -109,20 +114,18 @@ class Transport:
     ) -> int:
         """Let the kernel send up to ``count`` bytes of a file; returns how many, 0 past its end.
 
-        In a thread, because it may wait for the disk; for the peer it is the event loop that
-        waits, up to ``deadline`` seconds. Raises TimedOut, ConnectionBroken.
+        In a thread, because it may wait for the disk: as long as the peer takes bytes, but no more
+        than _STRIDE of them. For the peer it is the event loop that waits, up to ``deadline``
+        seconds. Raises TimedOut, ConnectionBroken.
         """
+        send = partial(_send_file, self._sock.fileno(), descriptor, offset, min(count, _STRIDE))
         while True:
             with self._watch(deadline, "took nothing"):
-                try:
-                    sent = await trio.to_thread.run_sync(
-                        os.sendfile, self._sock.fileno(), descriptor, offset, count, limiter=limiter
-                    )
-                except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self._sock)
-                    continue
-            self.sent += sent
-            return sent
+                await trio.lowlevel.wait_writable(self._sock)
+                sent = await trio.to_thread.run_sync(send, limiter=limiter)
+            if sent is not None:
+                self.sent += sent
+                return sent
 
     def seems_alive(self) -> bool:
         """False if the peer has closed, or has sent something that nobody asked for.
@@ -157,6 +160,20 @@ _Address = tuple[
     tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
 ]
 """What getaddrinfo says of one address."""
+
+
+def _send_file(sock: int, descriptor: int, offset: int, count: int) -> int | None:
+    """Send until the socket is full or the file ends; None if it was full from the beginning."""
+    sent = 0
+    while sent < count:
+        try:
+            step = os.sendfile(sock, descriptor, offset + sent, count - sent)
+        except BlockingIOError:
+            return sent or None
+        if step == 0:
+            break
+        sent += step
+    return sent
 
 
 class _Race:

@@ -56,7 +56,7 @@ from cafsfs.wire import (
 )
 
 _COMMAND_BUFFER = 16 << 10  # bytes received at once: 300 commands, and little for an idle client
-_UPLOAD_BUFFER = 256 << 10
+_UPLOAD_BUFFER = 1 << 20  # for large ones: a quarter less work than with 256 KiB
 _VERSION = 1
 _REASONS = 3  # kept for the log: who sends a million bad commands gets no line of a million
 PENALTY = 2.0  # seconds that deployed servers sleep after an unknown command
@@ -98,6 +98,7 @@ class Session:
         self._limiter = limiter
         self._wire = Connection(Role.SERVER)
         self._buffer = memoryview(bytearray(_COMMAND_BUFFER))
+        self._filled = False  # by what came last, so that more waits
         self._store: PackedStore | None = None
         self.tally = Tally()
         self.busy = False  # in the middle of a command
@@ -234,11 +235,11 @@ class Session:
 
     async def _serve_upload(self, command: Push | Stream, digest: Digest) -> None:
         length = command.length if isinstance(command, Push) else None
-        if len(self._buffer) < _UPLOAD_BUFFER:
-            self._buffer = memoryview(bytearray(_UPLOAD_BUFFER))
         body = _Upload(self, length, self._limits)
         answer = await self._answer(command, self._store_upload(digest, body))
         await body.drain()
+        if len(self._buffer) > _COMMAND_BUFFER:
+            self._buffer = memoryview(bytearray(_COMMAND_BUFFER))
         await self._send(answer)
 
     async def _store_upload(self, digest: Digest, body: _Upload) -> Message:
@@ -252,6 +253,8 @@ class Session:
         """The next piece of an upload: an event, or a count of bytes read into ``buffer``."""
         remaining = self._wire.body_remaining
         if remaining == 0:
+            if self._filled and len(self._buffer) < _UPLOAD_BUFFER:
+                self._buffer = memoryview(bytearray(_UPLOAD_BUFFER))
             event = await self._next()
             if not isinstance(event, Data | EndOfBody | Aborted):
                 raise AssertionError(f"{event} is no part of an upload")
@@ -285,6 +288,7 @@ class Session:
 
     async def _hear(self, deadline: float) -> Event | Literal[NeedData.NEED_DATA]:
         count = await self._receive(self._buffer, deadline)
+        self._filled = count == len(self._buffer)
         self._wire.receive_data(self._buffer[:count])
         return self._wire.next_event()
 

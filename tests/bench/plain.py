@@ -1,0 +1,107 @@
+"""A child of the bench: what a machine does without any of us; prints seconds, or a hash."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from blake3 import blake3
+
+STEP = 1 << 20  # bytes a call, as in our hot paths
+
+
+def make(path: str, size: str) -> str:
+    """Write a file of random bytes, the same for every run; its hash."""
+    bytes_of = random.Random(int(size)).randbytes
+    state = blake3()
+    with Path(path).open("wb") as file:
+        for start in range(0, int(size), STEP):
+            piece = bytes_of(min(STEP, int(size) - start))
+            state.update(piece)
+            file.write(piece)
+    return state.hexdigest()
+
+
+def fingerprint(path: str) -> str:
+    """The hash of a file."""
+    state = blake3()
+    with Path(path).open("rb", buffering=0) as file:
+        while piece := file.read(STEP):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def read(path: str, size: str) -> float:
+    """Read a file from its beginning to its end."""
+    buffer = memoryview(bytearray(STEP))
+    began = time.perf_counter()
+    with Path(path).open("rb", buffering=0) as file:
+        done = 0
+        while count := file.readinto(buffer):
+            done += count
+    took = time.perf_counter() - began
+    if done != int(size):
+        sys.exit(f"read {done} bytes of `{path}`, not {size}")
+    return took
+
+
+def tool(*command: str) -> float:
+    """Run a command; starting it counts, that is about a millisecond."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def write(path: str, size: str) -> float:
+    """Write zeroes to a new file; not synced, as no copy is."""
+    piece = bytes(STEP)
+    began = time.perf_counter()
+    with Path(path).open("wb", buffering=0) as file:
+        file.writelines(piece[: int(size) - start] for start in range(0, int(size), STEP))
+    return time.perf_counter() - began
+
+
+def blake(size: str) -> float:
+    """Hash what is in the core's cache, as what was just received is."""
+    piece = bytes(STEP)
+    state = blake3()
+    began = time.perf_counter()
+    for start in range(0, int(size), STEP):
+        state.update(piece[: int(size) - start])
+    return time.perf_counter() - began
+
+
+def loopback(size: str) -> float:
+    """Receive from a process that only sends, into one buffer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        sender = os.fork()
+        if sender == 0:
+            listener.close()  # else its connection would outlive the receiver
+            with socket.create_connection(address) as sock:
+                for start in range(0, int(size), STEP):
+                    sock.sendall(bytes(min(STEP, int(size) - start)))
+            os._exit(0)
+        sock, _ = listener.accept()
+    buffer = memoryview(bytearray(STEP))
+    began = time.perf_counter()
+    with sock:
+        while sock.recv_into(buffer):
+            pass
+    took = time.perf_counter() - began
+    os.waitpid(sender, 0)
+    return took
+
+
+VERBS: dict[str, Callable[..., float | str]] = {
+    each.__name__: each for each in (make, fingerprint, read, tool, write, blake, loopback)
+}
+
+if __name__ == "__main__":
+    print(VERBS[sys.argv[1]](*sys.argv[2:]))
