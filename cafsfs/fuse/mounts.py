@@ -8,6 +8,8 @@ ours.
 from __future__ import annotations
 
 import array
+import ctypes
+import errno
 import os
 import re
 import socket
@@ -21,6 +23,7 @@ from cafsfs.errors import MountError
 
 FSTYPE = "fuse.cafsfs"
 _HELPER_DEADLINE = 20.0  # seconds that fusermount3 may take
+_MNT_FORCE, _UMOUNT_NOFOLLOW = 1, 8  # umount2(2)
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MOST_LINKS = 40  # in one path, as in the kernel
 
@@ -111,26 +114,53 @@ def detach(point: str, *, lazy: bool) -> None:
 def abort(mount: Mount) -> None:
     """Cut the kernel's connection: everything that waits fails at once.
 
-    Raises MountError where this user may not.
+    By the connection's abort file, or without a fusectl filesystem by umount2(2) with MNT_FORCE,
+    which root may. Raises MountError where this user may not.
     """
     path = _CONNECTIONS / str(mount.minor) / "abort"
     try:
         path.write_text("1")
     except FileNotFoundError:
-        if not any(_CONNECTIONS.iterdir()) and not os.path.ismount(_CONNECTIONS):
+        if any(_CONNECTIONS.iterdir()) or os.path.ismount(_CONNECTIONS):
+            return  # the connection is dead already: nothing waits on it
+        failure = _force(mount.point)
+        if failure not in {0, errno.EBUSY}:  # busy: aborted, and still to be detached
             raise MountError(
-                f"cannot abort `{mount.point}`: there is no fusectl filesystem",
-                hint=f"mount it: mount -t fusectl fusectl {_CONNECTIONS}",
+                f"cannot abort `{mount.point}`: {os.strerror(failure)}",
+                hint=f"as root, mount -t fusectl fusectl {_CONNECTIONS}; then try again",
             ) from None
-        # The connection is dead already: nothing waits on it.
     except OSError as error:
         raise MountError(f"cannot abort `{mount.point}`: {error.strerror}") from error
 
 
-def kernel_setting(minor: int, name: str) -> int | None:
-    """A number from the connection's directory (max_background, waiting), None if unreadable."""
+def _force(point: str) -> int:
+    """umount2 with MNT_FORCE: it aborts a FUSE connection before it unmounts; returns errno."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(point), _MNT_FORCE | _UMOUNT_NOFOLLOW) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def set_read_ahead(minor: int, kilobytes: int) -> None:
+    """Let the kernel read ahead that far on this mount; root only, else OSError."""
+    _read_ahead(minor).write_text(str(kilobytes))
+
+
+def kernel_settings(minor: int) -> dict[str, int | None]:
+    """What the kernel does for a mount; None where it cannot be read (no fusectl, a container)."""
+    return {
+        "max_background": _number(_CONNECTIONS / str(minor) / "max_background"),
+        "read_ahead_kb": _number(_read_ahead(minor)),
+    }
+
+
+def _read_ahead(minor: int) -> Path:
+    return Path(f"/sys/class/bdi/0:{minor}/read_ahead_kb")
+
+
+def _number(path: Path) -> int | None:
     try:
-        return int((_CONNECTIONS / str(minor) / name).read_text())
+        return int(path.read_text())
     except (OSError, ValueError):
         return None
 

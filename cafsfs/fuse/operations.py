@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -9,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from cafsfs.errors import BlobNotFound, CafsError, NoSuchName
 from cafsfs.fuse.errno_table import errno_of
@@ -47,6 +49,8 @@ def guarded(
             self.metrics.handler_errors += 1
             log.exception("%s failed", handler.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
+        finally:
+            self.answering.set()
 
     return guard
 
@@ -61,6 +65,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._fs = filesystem
         self.metrics = metrics
+        self.answering = trio.Event()  # set from the first request on
 
     @guarded
     async def lookup(
@@ -77,6 +82,12 @@ class Operations(pyfuse3.Operations):
             return _absent(ABSENT_FOR)
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
+        # Nobody waits for an answer, so not even FUSEError may leave this one.
+        with contextlib.suppress(pyfuse3.FUSEError):
+            await self._forget(inode_list)
+
+    @guarded
+    async def _forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         for inode, lookups in inode_list:
             self._fs.forget(inode, lookups)
 
@@ -100,6 +111,7 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         return await self._fs.read(fh, off, size)  # type: ignore[return-value]  # any buffer does
 
+    @guarded
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         self._fs.release(fh)
 
@@ -120,6 +132,7 @@ class Operations(pyfuse3.Operations):
                 return
             self._fs.listed(attributes.inode)
 
+    @guarded
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         self._fs.release(fh)
 

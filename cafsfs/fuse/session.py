@@ -9,6 +9,7 @@ does not end (tried).
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # that waits costs next to nothing.
 _MAX_TASKS = 1024
 _INIT_DEADLINE = 10.0  # seconds for the kernel to send INIT and for libfuse to answer
+_READ_AHEAD = 1024  # KiB; the kernel's own is 128, so a request is that large at the most
 _MESSAGE = 1 << 16  # bytes; INIT and its answer have about 100
 # What a lookup may wait for the network where lookups run one at a time.
 _HURRIED_LOOKUP = 1.0  # seconds
@@ -61,10 +63,8 @@ class Session:
     @property
     def kernel_settings(self) -> dict[str, int | bool | None]:
         """What the kernel does for this mount, for stats.json."""
-        background = None
-        if self._minor is not None:
-            background = mounts.kernel_setting(self._minor, "max_background")
-        return {"parallel_lookups": self.patched, "max_background": background}
+        seen = {} if self._minor is None else mounts.kernel_settings(self._minor)
+        return {"parallel_lookups": self.patched, **seen}
 
     async def run(self, ready: Callable[[], Awaitable[None]]) -> None:
         """Mount, serve until unmounted, aborted or stopped, and leave nothing mounted.
@@ -72,6 +72,7 @@ class Session:
         ``ready`` is called when requests are being answered. Raises MountError.
         """
         fuse = await trio.to_thread.run_sync(mounts.attach, self._point, self._options)
+        logging.getLogger("pyfuse3").addFilter(_is_news)
         try:
             mounted = mounts.find_mount(self._point)
             self._minor = None if mounted is None else mounted.minor
@@ -82,6 +83,7 @@ class Session:
             if self._initialised:
                 pyfuse3.close(unmount=False)
             os.close(fuse)
+            logging.getLogger("pyfuse3").removeFilter(_is_news)
             with trio.CancelScope(shield=True):
                 await self._detach()
 
@@ -89,6 +91,7 @@ class Session:
         async with trio.open_nursery() as nursery:
             self._forward_invalidations(nursery)
             nursery.start_soon(self._watch_for_the_end, fuse)
+            nursery.start_soon(self._read_further_ahead)
             nursery.start_soon(ready)
             self._running = True
             try:
@@ -139,6 +142,17 @@ class Session:
         return patched
 
     # --- while it runs
+
+    async def _read_further_ahead(self) -> None:
+        """Larger requests: a first read of a cached blob is twice as fast, where we may ask for it.
+
+        Not before the first request: until then the kernel sets it back (tried). A file has the
+        value that stood when it was opened.
+        """
+        await self._operations.answering.wait()
+        if self._minor is not None:
+            with contextlib.suppress(OSError):  # who is not root may not, nor in some containers
+                mounts.set_read_ahead(self._minor, _READ_AHEAD)
 
     async def _watch_for_the_end(self, fuse: int) -> None:
         """Fail the waiters when the kernel ends the connection (umount -f, abort).
@@ -203,6 +217,15 @@ async def _answer_to_init(ours: socket.socket, number: int) -> bytes:
                 await loop.wait()
     trio.lowlevel.notify_closing(ours)
     return answer
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Keep pyfuse3 from reporting as errors that the kernel has cut requests off, on abort.
+
+    It says ENOENT then: it knows of nobody who waits for that answer.
+    """
+    cut = os.strerror(errno.ENOENT)
+    return not (record.args == (cut,) and "fuse_reply_* failed" in str(record.msg))
 
 
 def _going_away() -> Unavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -134,9 +135,10 @@ def connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_settings_of_a_connection(connection: Path) -> None:
-    assert mounts.kernel_setting(51, "max_background") == 256
-    assert mounts.kernel_setting(51, "waiting") is None
-    assert mounts.kernel_setting(52, "max_background") is None
+    assert mounts.kernel_settings(51)["max_background"] == 256
+    (connection / "max_background").write_text("not a number\n")
+    assert mounts.kernel_settings(51)["max_background"] is None
+    assert mounts.kernel_settings(52) == {"max_background": None, "read_ahead_kb": None}
 
 
 def test_a_connection_is_aborted_by_its_minor_number(connection: Path) -> None:
@@ -148,10 +150,28 @@ def test_a_connection_that_is_dead_already_need_not_be_aborted(connection: Path)
     mounts.abort(Mount("/mnt/cafs", 52, "fuse.cafsfs", "x"))
 
 
-def test_without_fusectl_it_is_said_how_to_get_it(
+def test_without_fusectl_and_without_rights_it_is_said_what_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mounts, "_CONNECTIONS", tmp_path)
-    with pytest.raises(MountError, match="no fusectl") as caught:
+    monkeypatch.setattr(mounts, "_force", lambda _: errno.EPERM)
+    with pytest.raises(MountError, match="not permitted") as caught:
         mounts.abort(Mount("/mnt/cafs", 51, "fuse.cafsfs", "x"))
-    assert caught.value.hint == f"mount it: mount -t fusectl fusectl {tmp_path}"
+    assert caught.value.hint is not None
+    assert "mount -t fusectl" in caught.value.hint
+
+
+def test_without_fusectl_the_kernel_is_asked_by_the_mount_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "_CONNECTIONS", tmp_path)
+    assert mounts._force(str(tmp_path)) == errno.EINVAL  # it is no mount point
+    forced: list[str] = []
+
+    def busy(point: str) -> int:
+        forced.append(point)
+        return errno.EBUSY
+
+    monkeypatch.setattr(mounts, "_force", busy)
+    mounts.abort(Mount("/mnt/cafs", 51, "fuse.cafsfs", "x"))
+    assert forced == ["/mnt/cafs"]
