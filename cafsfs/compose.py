@@ -41,6 +41,7 @@ _WORKERS = 4  # threads that hash, unpack and write; two cores are busy with two
 # A connection that breaks in the middle is worth one more try at once; a server that is really
 # down refuses the second, and the next server is asked.
 _ATTEMPTS = 2
+_SHARE = 0.4  # of a reader's patience that one of several servers may use up
 
 
 @asynccontextmanager
@@ -50,6 +51,7 @@ async def open_store(
     *,
     compression: Compression = Compression.NONE,
     parking: trio.Nursery | None = None,
+    deadlines: Deadlines | None = None,
 ) -> AsyncIterator[ContentStore]:
     """The content behind a URI; ``compression`` is for uploads. See RemoteStore on the rest.
 
@@ -64,18 +66,13 @@ async def open_store(
         root = LocalRoot(uri.directory, limiter=limiter)
         yield UnpackingStore(root, limiter=limiter, compression=compression)
         return
-    deadlines = Deadlines(
-        connect=options.connect_timeout,
-        answer=options.answer_timeout,
-        progress=options.progress_timeout,
-    )
     remotes = [
         RemoteStore(
             server,
             uri.root,
             connections=options.connections,
             parking=parking,
-            deadlines=deadlines,
+            deadlines=deadlines or _deadlines(options),
         )
         for server in uri.servers
     ]
@@ -87,6 +84,33 @@ async def open_store(
     finally:
         for remote in remotes:
             remote.close()
+
+
+def _deadlines(options: StoreOptions) -> Deadlines:
+    return Deadlines(
+        connect=options.connect_timeout,
+        question=options.connect_timeout,
+        answer=options.answer_timeout,
+        progress=options.progress_timeout,
+    )
+
+
+def _mount_deadlines(plan: MountPlan) -> Deadlines:
+    """Where there is another server, leave one early enough for a reader to see the other's answer.
+
+    By default the deadlines for a server and for a reader are the same, and a reader who gave up
+    at the very moment when the next server is asked would never be answered by it.
+    """
+    given = _deadlines(plan.store)
+    if len(plan.uri.servers) < 2:
+        return given
+    lookup, read = plan.mount.lookup_timeout, plan.mount.read_timeout
+    return Deadlines(
+        connect=min(given.connect, lookup * _SHARE),
+        question=min(given.question, lookup * _SHARE),
+        answer=min(given.answer, read * _SHARE),
+        progress=min(given.progress, read * _SHARE),
+    )
 
 
 def make_server(directory: Path, options: ServeOptions) -> CafsServer:
@@ -122,7 +146,9 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
     cache = DiskCache(plan.cache.cache_dir, max_bytes=plan.cache.cache_size, metrics=metrics)
     async with (
         trio.open_nursery() as nursery,
-        open_store(plan.uri, plan.store, parking=nursery) as upstream,
+        open_store(
+            plan.uri, plan.store, parking=nursery, deadlines=_mount_deadlines(plan)
+        ) as upstream,
     ):
         store = ReadCachingStore(cache, upstream, nursery, metrics=metrics)
         status = _Status(plan, metrics, store)
@@ -132,7 +158,7 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
         session = Session(filesystem, plan.point, _fuse_options(plan), metrics)
         status.kernel = lambda: session.kernel_settings
         status.filesystem = filesystem.state
-        nursery.start_soon(cache.scan)
+        nursery.start_soon(cache.look_again)
         await nursery.start(_stop_on_signal, session.stop)
         await session.run(ready)
         nursery.cancel_scope.cancel()

@@ -130,8 +130,10 @@ def default_cache_dir() -> Path:
     """``$XDG_CACHE_HOME/cafsfs``; for root or without HOME ``/var/cache/cafsfs``."""
     if os.geteuid() == 0 or "HOME" not in os.environ:
         return Path("/var/cache/cafsfs")
-    base = os.environ.get("XDG_CACHE_HOME") or Path(os.environ["HOME"]) / ".cache"
-    return Path(base) / "cafsfs"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # to be ignored, says the XDG specification
+        base = Path(os.environ["HOME"]) / ".cache"
+    return base / "cafsfs"
 
 
 # --- the options

@@ -47,7 +47,7 @@ def cafsfs() -> None:
     Try it:       cafsfs demo
     A server:     mkdir -p store/data; cafsfs serve store
     Files to it:  cafsfs put cafs://127.0.0.1/data FILE…
-    Mount it:     cafsfs mount cafs://127.0.0.1/data /mnt/cafs
+    Mount it:     mkdir /mnt/cafs; cafsfs mount cafs://127.0.0.1/data /mnt/cafs
     Read it:      cat /mnt/cafs/HASH
     """
 

@@ -25,7 +25,7 @@ from cafsfs.errors import CafsError, StoreError
 from cafsfs.fuse import mounts
 from cafsfs.packing import hash_file
 
-_CAFSFS = [sys.executable, "-m", "cafsfs"]
+_CAFSFS = [sys.executable, "-P", "-m", "cafsfs"]  # -P: nothing from the working directory
 _START_DEADLINE = 15.0  # seconds for the server to listen
 _END_DEADLINE = 5.0  # seconds for a mount to end once it is unmounted
 
@@ -58,6 +58,7 @@ def demo(*, once: bool) -> None:
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
+            _finish_in_peace()
             click.echo("\nunmounting, stopping the server, removing the store")
 
 
@@ -154,7 +155,7 @@ It stays up until Ctrl-C. In another terminal, try:
 
   less {point}/{digest}.py
   cmp {point}/{digest} {original}
-  getfattr -n user.cafs.packed_size {point}/{digest}
+  python3 -c 'import os, sys; print(os.getxattr(*sys.argv[1:]))' {point}/{digest} user.cafs.state
   cat {point}/.cafsfs/stats.json
   {Path(sys.executable).parent}/cafsfs put {uri} FILE     # then read {point}/<its hash>
 """)

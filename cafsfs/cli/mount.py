@@ -21,7 +21,7 @@ import click
 
 from cafsfs.cli.options import argument, layers, with_options
 from cafsfs.cli.readiness import answers, is_dead, notify, wait_until_it_answers
-from cafsfs.cli.talk import log_to_syslog, run_daemon, start_logging
+from cafsfs.cli.talk import flush_log, log_to_syslog, run_daemon, start_logging
 from cafsfs.compose import MountPlan, run_mount
 from cafsfs.config import (
     CacheOptions,
@@ -39,6 +39,7 @@ from cafsfs.fuse import mounts
 
 log = logging.getLogger(__name__)
 
+_CAFSFS = (sys.executable, "-P", "-m", "cafsfs")  # -P: nothing from the working directory
 _MOUNTED = b"\0"
 _START_DEADLINE = 60.0  # seconds; fusermount3 and INIT have deadlines of their own within it
 _END_DEADLINE = 5.0  # seconds for a daemon that has failed to unmount
@@ -113,6 +114,7 @@ async def _serve(plan: MountPlan, *, in_background: bool, to_file: bool) -> None
     async def ready() -> None:
         log.info("mounted %s on %s", plan.uri.text, plan.point)
         if in_background:
+            flush_log()  # who has started us sees the warnings of the start
             os.write(2, _MOUNTED)
             _leave_terminal()
             if not to_file:
@@ -141,7 +143,9 @@ def check_mount_point(point: str, *, nonempty: bool) -> None:
     except OSError as error:
         raise MountError(f"cannot mount on `{point}`: {error.strerror}") from None
     if not is_directory:
-        raise MountError(f"cannot mount on `{point}`: not a directory")
+        raise MountError(
+            f"cannot mount on `{point}`: not a directory", hint="name an empty directory"
+        )
     if not (empty or nonempty):
         raise MountError(
             f"cannot mount on `{point}`: directory is not empty",
@@ -170,7 +174,7 @@ def _clear_dead_mount(point: str) -> None:
 def _spawn(point: str, arguments: list[str]) -> None:
     """Start ourselves again as a daemon, and wait until the mount answers or has failed."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "cafsfs", *arguments, "--background-child"],
+        [*_CAFSFS, *arguments[:1], "--background-child", *arguments[1:]],  # these may hold a --
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -178,8 +182,9 @@ def _spawn(point: str, arguments: list[str]) -> None:
     )
     assert child.stderr is not None
     said = _listen(child.stderr.fileno())
-    mounted = said.endswith(_MOUNTED)
-    click.echo(_worth_showing(said.rstrip(_MOUNTED), failed=not mounted), err=True, nl=False)
+    mounted = _MOUNTED in said
+    said = said.replace(_MOUNTED, b"")
+    click.echo(_worth_showing(said, failed=not mounted), err=True, nl=False)
     if not mounted:
         sys.exit(_end(child, point))
     try:
@@ -208,7 +213,7 @@ def _listen(descriptor: int) -> bytes:
     """What the daemon says until it has mounted, has ended, or has taken too long."""
     said = b""
     end = time.monotonic() + _START_DEADLINE
-    while not said.endswith(_MOUNTED):
+    while _MOUNTED not in said:
         ready, _, _ = select.select([descriptor], [], [], max(0, end - time.monotonic()))
         if not ready:
             return said + b"error: the mount did not start in time\n"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import queue
 import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +24,8 @@ from cafsfs.store.pump import first_error
 
 T = TypeVar("T")
 
+_LINES = 10_000  # of log that may wait to be written
+_DRAIN = 1.0  # seconds for them at the end
 _DESCRIPTORS = 1 << 20  # each open blob has one, and each client
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -45,10 +49,14 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
 
 
 def run_daemon(main: Callable[[], Awaitable[None]]) -> None:
-    """Run what serves many at once: with as many descriptors as it may have."""
+    """Run what serves many at once: with as many descriptors as it may have.
+
+    Its log is written in a thread: whoever reads it may freeze, and the event loop must not.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _DESCRIPTORS), hard))
-    run(main)
+    with _queued_log():
+        run(main)
 
 
 def emit(data: str | bytes) -> None:
@@ -115,6 +123,50 @@ def log_to_syslog() -> None:
         handler = logging.handlers.SysLogHandler("/dev/log")
     handler.setFormatter(logging.Formatter("cafsfs[%(process)d]: %(message)s"))
     root.addHandler(handler)
+    _queue_handlers()
+
+
+@contextmanager
+def _queued_log() -> Iterator[None]:
+    """Put a bounded queue and a thread between the loggers and their handlers.
+
+    What comes while the queue is full is lost. At the end there is a second for what it holds.
+    """
+    root = logging.getLogger()
+    before = root.handlers[:]
+    listener = _queue_handlers()
+    try:
+        yield
+    finally:
+        flush_log()
+        root.handlers[:] = before
+        listener.enqueue_sentinel()
+
+
+def _queue_handlers() -> logging.handlers.QueueListener:
+    root = logging.getLogger()
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(_LINES)
+    listener = logging.handlers.QueueListener(waiting, *root.handlers)
+    listener.start()  # a daemon thread: one that is stuck does not keep the process
+    root.handlers[:] = [_LossyQueueHandler(waiting)]
+    return listener
+
+
+class _LossyQueueHandler(logging.handlers.QueueHandler):
+    queue: queue.Queue[logging.LogRecord]
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """The queue is full: nobody reads the log, so nobody misses the line."""
+
+
+def flush_log() -> None:
+    """Wait up to a second until the lines in the queue are written."""
+    end = time.monotonic() + _DRAIN
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _LossyQueueHandler):
+            while not handler.queue.empty() and time.monotonic() < end:
+                time.sleep(0.002)
+    time.sleep(0.002)  # for the line that has left the queue and is being written
 
 
 def _file_handler(path: Path) -> logging.Handler:

@@ -26,10 +26,9 @@ from cafsfs.digest import Digest
 from cafsfs.errors import (
     BlobNotFound,
     CafsError,
-    ProtocolError,
+    CorruptBlob,
     ServerRefused,
     StoreError,
-    Unavailable,
     Unreachable,
     UsageError,
 )
@@ -126,6 +125,9 @@ def put(
     uri: str, paths: tuple[Path, ...], compression: str, config: Path | None, **flags: str | None
 ) -> None:
     """Upload files, and all files in directories, to the store at URI.
+
+    In directories, links to files count as files; links to directories, broken links and special
+    files are passed over.
 
     Prints a line "<hash>  <path>" for each, as b3sum does: `b3sum -c` checks them. What the store
     has already is not sent again. Exit code 1 if any file failed; the others are uploaded, unless
@@ -231,9 +233,11 @@ class _Report:
 
 def _about_file(path: Path, error: CafsError, uri: StoreUri) -> CafsError:
     """Errors of the way to the store do not know which file they are about."""
-    if not isinstance(error, ServerRefused | Unavailable | ProtocolError):
+    if f"`{path}`" in str(error):
         return error
     hint = error.hint
+    if isinstance(error, CorruptBlob):
+        hint = "it changed while it was read, or its size is not what the kernel says (as in /proc)"
     if isinstance(error, ServerRefused) and hint is None:
         hint = f"has the server a root `{uri.root}`, and space? its log may tell more"
     return CafsError(f"cannot upload `{path}`: {error}", hint=hint)
@@ -324,6 +328,10 @@ def get(
     path = Path(digest.hex) if output is None else output
     if os.path.isdir(path):
         raise UsageError(f"`{path}` is a directory", hint=f"name a file: -o {path / digest.hex}")
+    if not os.path.isdir(path.parent):
+        raise UsageError(
+            f"`{path.parent}` is not a directory", hint="is the path right? make it, if it is"
+        )
     with _advice(target):
         run(lambda: _get(target, digest, path))
 

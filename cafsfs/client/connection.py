@@ -146,7 +146,7 @@ class ServerConnection:
         await self._command(*(Check(digest) for digest in digests))
         absent = set()
         for digest in digests:
-            answer = await self._answer(self._deadlines.answer)
+            answer = await self._answer(self._deadlines.question)
             if isinstance(answer, Absent):
                 absent.add(digest)
             elif not isinstance(answer, Have):
@@ -156,7 +156,7 @@ class ServerConnection:
     async def measure(self, digest: Digest) -> int:
         """The packed length in bytes; raises BlobNotFound."""
         await self._command(Measure(digest))
-        answer = await self._answer(self._deadlines.answer)
+        answer = await self._answer(self._deadlines.question)
         if isinstance(answer, Absent):
             raise BlobNotFound(digest)
         if not isinstance(answer, PackedLength):
@@ -288,10 +288,10 @@ class ServerConnection:
 
     def _body(self, take: Take) -> RemoteBody:
         start = memoryview(b"")
-        event = self._wire.next_event()
+        event = self._next_event()
         if isinstance(event, Data):  # what came in one read with TAKE
             start = event.data
-            event = self._wire.next_event()
+            event = self._next_event()
         if not (event is NEED_DATA or isinstance(event, EndOfBody)):
             raise self._unexpected(event)
         receive = partial(self._receive, deadline=self._deadlines.progress)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -29,14 +30,16 @@ _PROBE_BUFFER = 4 << 10  # bytes of receive buffer: about 6 KB travel then
 _CHECKS = 1000  # pipelined at once: 42 KB of questions, 4 KB of answers
 _PARKED_FOR = 2.0  # seconds that a probe waits for the open that mostly follows a lookup
 _PARKED = 4  # probes at once that wait; the oldest makes room for the next
-_QUICK = 2  # connections for questions, so that they never queue behind bodies
+_QUICK = 4  # connections for questions and small blobs, so that they never queue behind large ones
+_REMEMBERED = 1000  # blobs that were just measured as small
 
 
 class RemoteStore(PackedStore):
     """One root of one server; raises UsageError for a root over 255 bytes.
 
-    With ``parking``, as a mount wants it, bodies and questions (SIZE, CHCK) have pools of their
-    own, so that a lookup is answered while all of ``connections`` are busy with large blobs; and a
+    With ``parking``, as a mount wants it, large bodies have one pool, and questions (SIZE, CHCK)
+    and blobs that were just measured as small another, of connections that are made and answered
+    within ``deadlines.question``: a lookup succeeds while all of ``connections`` are busy. And a
     probe for a header is parked for two seconds in a task of that nursery, so that an open which
     follows goes on with it: one lookup and one open make one PULL.
     """
@@ -54,7 +57,12 @@ class RemoteStore(PackedStore):
         self._deadlines = deadlines or Deadlines()
         self._connect = partial(ServerConnection.open, server, _encode(root), self._deadlines)
         self._bulk = Pool(self._connect, limit=connections)
-        self._quick = self._bulk if parking is None else Pool(self._connect, limit=_QUICK)
+        self._quick = self._bulk
+        if parking is not None:
+            hurried = replace(self._deadlines, connect=self._deadlines.question)
+            connect = partial(ServerConnection.open, server, _encode(root), hurried)
+            self._quick = Pool(connect, limit=_QUICK)
+        self._small: OrderedDict[Digest, None] = OrderedDict()
         self._parking = parking
         self._parked: dict[Digest, _Parked] = {}  # oldest first
         self._probes = trio.Semaphore(_PROBES)
@@ -82,6 +90,9 @@ class RemoteStore(PackedStore):
         connection, length = await self._ask(self._quick, lambda each: each.measure(digest))
         self._quick.release(connection)
         if length <= SMALL:
+            self._small[digest] = None
+            if len(self._small) > _REMEMBERED:
+                self._small.popitem(last=False)
             return PackedStat(length, None)
         async with self._probes:
             # A probe that goes on to be the pull needs a receive buffer as the kernel makes it:
@@ -122,15 +133,20 @@ class RemoteStore(PackedStore):
         if offset or length is not None:
             # Deployed servers answer a range with the wrong bytes (protocol page, section 3.1).
             raise RangeError("ranges of a remote blob are not supported")
-        parked = self._parked.pop(digest, None)
-        if parked is not None:
+        if digest in self._parked and self._bulk.take_place():
+            parked = self._parked.pop(digest)
             parked.taken.set()
             try:
                 yield parked.body
             finally:
                 parked.connection.close()
+                self._bulk.free_place()
             return
-        connection, body = await self._ask(self._bulk, lambda each: each.pull(digest))
+        pool = self._bulk
+        if digest in self._small:
+            del self._small[digest]
+            pool = self._quick
+        connection, body = await self._ask(pool, lambda each: each.pull(digest))
         try:
             yield body
         except BaseException:
@@ -138,7 +154,7 @@ class RemoteStore(PackedStore):
             connection.close()
             raise
         finally:
-            self._bulk.release(connection)
+            pool.release(connection)
 
     async def deposit(self, digest: Digest, source: PackedSource) -> None:
         # The source is opened for each try: a second one starts at its first byte.

@@ -50,11 +50,13 @@ class Deadlines:
     ``connect`` covers name resolution, connecting and the greeting. ``answer`` is the time to the
     last byte of an answer (without the body that may follow it); an answer to PULL gets one second
     more for each ``disk_rate`` bytes of packed length, for deployed servers read the whole blob
-    before they answer (protocol page, section 3.4). ``progress`` is the time between two pieces of
-    a body, in either direction.
+    before they answer (protocol page, section 3.4). ``question`` is the same for SIZE and CHCK,
+    which cost a server nothing. ``progress`` is the time between two pieces of a body, in either
+    direction.
     """
 
     connect: float = 5.0
+    question: float = 5.0
     answer: float = 30.0
     progress: float = 30.0
     disk_rate: float = 20e6

@@ -57,7 +57,9 @@ class Session:
         self._initialised = False
         self._running = False
         self._minor: int | None = None
+        self._served = False
         self._invalidator = trio.CapacityLimiter(1)
+        self._mounter = trio.CapacityLimiter(1)
         self.patched = False
 
     @property
@@ -71,7 +73,10 @@ class Session:
 
         ``ready`` is called when requests are being answered. Raises MountError.
         """
-        fuse = await trio.to_thread.run_sync(mounts.attach, self._point, self._options)
+        leave_dead = False
+        fuse = await trio.to_thread.run_sync(
+            mounts.attach, self._point, self._options, limiter=self._mounter
+        )
         logging.getLogger("pyfuse3").addFilter(_is_news)
         try:
             mounted = mounts.find_mount(self._point)
@@ -79,13 +84,19 @@ class Session:
             await self._start(fuse)
             if not self._stopping:
                 await self._serve(fuse, ready)
+        except Exception:
+            # As after a crash: a mirror job must see an error there, not an empty directory. Who
+            # mounts again clears it.
+            leave_dead = self._served
+            raise
         finally:
             if self._initialised:
                 pyfuse3.close(unmount=False)
             os.close(fuse)
             logging.getLogger("pyfuse3").removeFilter(_is_news)
-            with trio.CancelScope(shield=True):
-                await self._detach()
+            if not leave_dead:
+                with trio.CancelScope(shield=True):
+                    await self._detach()
 
     async def _serve(self, fuse: int, ready: Callable[[], Awaitable[None]]) -> None:
         async with trio.open_nursery() as nursery:
@@ -93,7 +104,7 @@ class Session:
             nursery.start_soon(self._watch_for_the_end, fuse)
             nursery.start_soon(self._read_further_ahead)
             nursery.start_soon(ready)
-            self._running = True
+            self._running = self._served = True
             try:
                 await pyfuse3.main(max_tasks=_MAX_TASKS)
             finally:
@@ -193,7 +204,9 @@ class Session:
         if mounted is None or mounted.minor != self._minor or mounted.fstype != mounts.FSTYPE:
             return
         try:
-            await trio.to_thread.run_sync(lambda: mounts.detach(self._point, lazy=True))
+            await trio.to_thread.run_sync(
+                lambda: mounts.detach(self._point, lazy=True), limiter=self._mounter
+            )
         except CafsError as error:
             log.warning("%s", error)
 

@@ -156,6 +156,8 @@ class Partial:
 
     def restart(self) -> None:
         if self._sink is None:
+            # Whoever clears a cache by hand removes this directory too.
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self.descriptor = os.open(self.path, flags, 0o600)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -224,7 +226,7 @@ class DiskCache(ContentStore):
 
     def listing(self) -> list[Digest]:
         """The blobs known to be cached, in the order of their names."""
-        return sorted(self._sizes)
+        return sorted(self._sizes, key=lambda each: each.raw)  # four times as fast as by Digest
 
     async def scan(self) -> None:
         """Learn what a former mount has left, and clear its debris; runs beside the mount.
@@ -233,18 +235,34 @@ class DiskCache(ContentStore):
         """
         try:
             found = await self._in_thread(lambda: sorted(self._walk()))
-            await self._in_thread(self._clear_debris)
         except StoreError as error:
             log.warning("what a former mount has left is not known: %s", error)
-            return
+            found = []
         for _, digest, size in reversed(found):
             # What was used since is younger than all these.
             if digest not in self._sizes and digest not in self._leaving:
                 self._sizes[digest] = size
                 self._sizes.move_to_end(digest, last=False)
                 self._used += size
+        await self.clear_debris()
         await self._evict()
         log.debug("cache: %d blobs, %d bytes", len(self._sizes), self._used)
+
+    async def clear_debris(self) -> None:
+        """Remove what writers that were killed have left in ``partial/``."""
+        try:
+            await self._in_thread(self._clear_debris)
+        except StoreError as error:
+            log.warning("what killed writers have left is not cleared: %s", error)
+
+    async def look_again(self) -> None:
+        """``scan``, and clear debris once more when the youngest of it is old enough to judge.
+
+        A mount that was killed and restarted at once would keep it for all of its life.
+        """
+        await self.scan()
+        await trio.sleep(_DEBRIS_AGE + 1)
+        await self.clear_debris()
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         unknown = [each for each in digests if each not in self._sizes]
@@ -320,6 +338,8 @@ class DiskCache(ContentStore):
         descriptor, size = partial.release(), partial.written
         file = CachedFile(descriptor, size, self._limiter, inline=self._inline)
         self._note(partial.digest, file.size)
+        if file.size > self._max_bytes:  # goes first, or it would drive out all others before
+            self._sizes.move_to_end(partial.digest, last=False)
         self.on_change(partial.digest)
         await self._evict()
         return file
@@ -428,6 +448,7 @@ class DiskCache(ContentStore):
     def _walk(self) -> Iterator[tuple[float, Digest, int]]:
         """Time of last use, digest and size of every blob."""
         for first in _names(self._blobs, _HEX_PAIR):
+            trio.from_thread.check_cancelled()  # the mount may end before a large cache is known
             for second in _names(first, _HEX_PAIR):
                 for path in _names(second, _HEX_NAME):
                     with suppress(FileNotFoundError):
@@ -438,7 +459,8 @@ class DiskCache(ContentStore):
     def _clear_debris(self) -> None:
         for path in self._partials.iterdir():
             with suppress(OSError):  # locked: its writer lives; gone: its writer was quicker
-                if time.time() - path.stat().st_mtime < _DEBRIS_AGE:
+                # A time to come is that of a clock that was wrong.
+                if 0 <= time.time() - path.stat().st_mtime < _DEBRIS_AGE:
                     continue
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
+import trio
+
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError, CorruptBlob, Unavailable
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
@@ -14,6 +16,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_SHUNNED_FOR = 10.0  # seconds
+
 
 class FallbackStore(ContentStore):
     """Several places of the same content, the preferred one first.
@@ -21,23 +25,26 @@ class FallbackStore(ContentStore):
     An operation goes on to the next store on any error: a wrong hash is that store's fault, and
     another may have the right bytes. Only wrong content to ``put`` is wrong everywhere. A blob is
     absent only when all stores have said so; if one of them failed, its error is raised instead,
-    for it might have had the blob.
+    for it might have had the blob. A store that could not be reached, or was too slow, is asked
+    last for ten seconds: else each new blob would wait for it anew.
     """
 
     def __init__(self, stores: Sequence[ContentStore]) -> None:
         if not stores:
             raise ValueError("a FallbackStore needs at least one store")
         self._stores = tuple(stores)
+        self._failed_at: dict[ContentStore, float] = {}
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         missing = set(digests)
         failure: CafsError | None = None
-        for store in self._stores:
+        for store in self._in_order():
             if not missing:
                 break
             try:
                 missing &= await store.find_missing(missing)
             except CafsError as error:
+                self._note(store, error)
                 failure = _graver(failure, error)
         if missing and failure is not None:
             raise failure
@@ -60,7 +67,8 @@ class FallbackStore(ContentStore):
     ) -> T:
         absent: BlobNotFound | None = None
         failure: CafsError | None = None
-        for store in self._stores:
+        order = self._in_order()
+        for store in order:
             try:
                 return await operation(store)
             except but:
@@ -68,10 +76,20 @@ class FallbackStore(ContentStore):
             except BlobNotFound as error:
                 absent = error
             except CafsError as error:
-                if store is not self._stores[-1]:
+                self._note(store, error)
+                if store is not order[-1]:
                     log.warning("going on with the next server: %s", error)
                 failure = _graver(failure, error)
         raise failure or absent or AssertionError("a FallbackStore has at least one store")
+
+    def _in_order(self) -> list[ContentStore]:
+        """As given, but those last that have just kept somebody waiting in vain."""
+        since = trio.current_time() - _SHUNNED_FOR
+        return sorted(self._stores, key=lambda each: self._failed_at.get(each, since) > since)
+
+    def _note(self, store: ContentStore, error: CafsError) -> None:
+        if isinstance(error, Unavailable):
+            self._failed_at[store] = trio.current_time()
 
 
 def _graver(first: CafsError | None, second: CafsError) -> CafsError:

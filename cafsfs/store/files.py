@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -69,7 +70,8 @@ class FileSource:
                 self.close()
                 raise
         except OSError as error:
-            raise StoreError(f"cannot read `{path}`: {error.strerror}") from error
+            hint = "is the name right?" if error.errno == errno.ENOENT else None
+            raise StoreError(f"cannot read `{path}`: {error.strerror}", hint=hint) from error
 
     def close(self) -> None:
         os.close(self._descriptor)

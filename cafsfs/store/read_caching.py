@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 import trio
@@ -51,8 +51,16 @@ class OpenBlob:
     A failure is remembered: readers that ask again two or three times get the same answer.
     """
 
-    def __init__(self, digest: Digest) -> None:
+    def __init__(
+        self,
+        digest: Digest,
+        moving: Callable[[], int],
+        broken: Callable[[OpenBlob], Awaitable[None]],
+    ) -> None:
         self.digest = digest
+        self._moving = moving
+        self._broken = broken
+        self._stuck_at: int | None = None
         self.users = 0
         self.settled = trio.Event()
         self.state: _Pulling | _Ready | _Failed = _Pulling()
@@ -66,13 +74,15 @@ class OpenBlob:
         Raises what the pull raised, or TimedOut after ``patience`` seconds (and up to a tenth
         more) without progress of the pull; how long it takes in all does not matter.
         """
-        seen = -1
+        seen: int | None = None
         glances = 0
         while not self.settled.is_set():
             progress = self._progress()
             glances = glances + 1 if progress == seen else 0
             seen = progress
-            if glances >= _GLANCES:
+            # The kernel asks again after an error; where nothing has moved, it is told sooner.
+            if glances >= (1 if progress == self._stuck_at else _GLANCES):
+                self._stuck_at = progress
                 raise TimedOut(f"the pull of {self.digest} has not moved for {patience:g} s")
             with trio.move_on_after(patience / _GLANCES):
                 await self.settled.wait()
@@ -89,16 +99,22 @@ class OpenBlob:
         """min(length, size − offset) bytes, or an error: never less; raises as ``wait``."""
         match self.state:
             case _Ready(file):
-                return await file.read(offset, length)
+                pass
             case _:
-                return await (await self.wait(patience)).read(offset, length)
+                file = await self.wait(patience)
+        try:
+            return await file.read(offset, length)
+        except (CorruptBlob, StoreError):
+            await self._broken(self)
+            raise
 
     def _progress(self) -> int:
+        """Of this pull; before its first byte, of all: it may be waiting for its turn."""
         match self.state:
-            case _Pulling(partial=Partial() as partial):
-                return partial.progress
+            case _Pulling(partial=Partial(progress=progress)) if progress:
+                return progress
             case _:
-                return 0
+                return -self._moving()
 
 
 class _Inquiry:
@@ -127,6 +143,7 @@ class ReadCachingStore(ContentStore):
         self._upstream = upstream
         self._nursery = nursery
         self._metrics = metrics or Metrics()
+        self._pieces = 0  # that ended pulls have brought
         self._open: dict[Digest, OpenBlob] = {}
         self._inquiries: dict[Digest, _Inquiry] = {}
         self._told: OrderedDict[Digest, BlobStat] = OrderedDict()  # what servers said, or pulls
@@ -220,7 +237,7 @@ class ReadCachingStore(ContentStore):
         """
         blob = self._open.get(digest)
         if blob is None:
-            blob = self._open[digest] = OpenBlob(digest)
+            blob = self._open[digest] = OpenBlob(digest, self._progress_of_all, self._drop_broken)
             self._nursery.start_soon(self._load, blob)
         blob.users += 1
         return blob
@@ -239,6 +256,18 @@ class ReadCachingStore(ContentStore):
                 scope.cancel()
             case _Failed():
                 pass
+
+    def _progress_of_all(self) -> int:
+        """Grows while any pull moves or ends."""
+        states = [blob.state for blob in self._open.values()]
+        moving = [each.partial for each in states if isinstance(each, _Pulling) and each.partial]
+        return self._pieces + sum(partial.progress for partial in moving)
+
+    async def _drop_broken(self, blob: OpenBlob) -> None:
+        """A cached file that cannot be read, or not to its end: the next ``open`` pulls again."""
+        if self._open.get(blob.digest) is blob:
+            del self._open[blob.digest]
+            await self._cache.drop(blob.digest)
 
     def fail_all(self, error: CafsError) -> None:
         """Wake every waiter with ``error``: before the filesystem goes away."""
@@ -324,6 +353,8 @@ class ReadCachingStore(ContentStore):
             self._metrics.pull_errors += 1
             raise
         finally:
+            self._pieces += 1 + partial.progress
+            pulling.partial = None
             await self._cache.discard(partial)
         self._metrics.pulled_bytes += file.size
         log.info(

@@ -33,7 +33,7 @@ from cafsfs.store.pump import PIECE, pump
 class UnpackingStore(ContentStore):
     """The content of a packed store, verified on both ways: servers verify nothing themselves.
 
-    Unpacking, hashing and the sink's writes run in one hop a MiB, in threads of ``limiter``.
+    Unpacking, hashing and the sink's writes run in one hop a piece, in threads of ``limiter``.
     ``compression`` is what uploads are packed with where that is worth it.
     """
 
@@ -64,6 +64,14 @@ class UnpackingStore(ContentStore):
         )
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+        try:
+            return await self._pull(digest, sink)
+        except CorruptBlob as error:  # whose disk is it?
+            raise CorruptBlob(
+                f"{self._packed.name} has wrong bytes of {digest}: {error}"
+            ) from error
+
+    async def _pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         async with self._packed.fetch(digest) as body:
             unpacking = _Unpacking(digest, sink, body.length, self._limits)
             in_thread = partial(trio.to_thread.run_sync, limiter=self._limiter)
@@ -90,7 +98,7 @@ class _Unpacking:
     ) -> None:
         self._sink = sink
         self._length = length
-        self._unpacker = VerifyingUnpacker(digest, sink.write, packed_length=length, limits=limits)
+        self._unpacker = VerifyingUnpacker(digest, self._write, packed_length=length, limits=limits)
         self._taken = 0
         self._size = 0
         self.finished = False
@@ -102,6 +110,11 @@ class _Unpacking:
         self._unpacker.feed(piece)
         if self._taken == self._length:  # spares a small blob the second hop
             self.finish()
+
+    def _write(self, content: bytes | memoryview) -> None:
+        # One packed piece may unpack to gigabytes: who has left must not wait for them.
+        trio.from_thread.check_cancelled()
+        self._sink.write(content)
 
     def finish(self) -> None:
         self._size = self._unpacker.finish()

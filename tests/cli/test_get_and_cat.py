@@ -57,13 +57,22 @@ def test_an_empty_blob_is_an_empty_file(server: Serving, tmp_path: Path) -> None
     assert (tmp_path / "out").read_bytes() == b""
 
 
-def test_a_file_is_replaced_and_directories_are_made(
-    server: Serving, blob: Digest, tmp_path: Path
-) -> None:
+def test_a_file_is_replaced(server: Serving, blob: Digest, tmp_path: Path) -> None:
     (tmp_path / "old").write_text("old")
     run("get", server.uri, blob.hex, "-o", "old", cwd=tmp_path).ok()
-    run("get", server.uri, blob.hex, "--output", "new/deep/file", cwd=tmp_path).ok()
-    assert (tmp_path / "old").read_bytes() == (tmp_path / "new/deep/file").read_bytes() == CONTENT
+    assert (tmp_path / "old").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("target", ["new/file", "file/out", "/dev/null/out"])
+def test_no_directory_is_made_by_a_slip_of_the_pen(
+    server: Serving, blob: Digest, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "file").touch()
+    done = run("get", server.uri, blob.hex, "--output", target, cwd=tmp_path)
+    assert done.code == 2
+    assert done.complaint() == f"`{Path(target).parent}` is not a directory"
+    assert done.hint().startswith("is the path right?")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_an_absent_blob_leaves_no_file(server: Serving, tmp_path: Path) -> None:
@@ -92,14 +101,10 @@ def test_a_directory_is_no_target(server: Serving, blob: Digest, tmp_path: Path)
     run("get", server.uri, blob.hex, "-o", f"there/{blob}", cwd=tmp_path).ok()
 
 
-@pytest.mark.parametrize("target", ["file/out", "/proc/out", "/dev/null/out"])
-def test_a_target_that_cannot_be_written(
-    server: Serving, blob: Digest, tmp_path: Path, target: str
-) -> None:
-    (tmp_path / "file").touch()
-    done = run("get", server.uri, blob.hex, "-o", target, cwd=tmp_path)
+def test_a_target_that_cannot_be_written(server: Serving, blob: Digest, tmp_path: Path) -> None:
+    done = run("get", server.uri, blob.hex, "-o", "/proc/out", cwd=tmp_path)
     assert done.code == 1
-    assert done.complaint().startswith(f"cannot write `{target}`: ")
+    assert done.complaint().startswith("cannot write `/proc/out`: ")
     assert done.hint() == "name another file with -o"
 
 

@@ -403,7 +403,7 @@ async def test_upload_that(
 
 @pytest.mark.parametrize(
     ("phase", "seconds"),
-    [(Phase.CHECK, 30), (Phase.SIZE, 30), (Phase.PULL, 30 + 50), (Phase.BODY, 12)],
+    [(Phase.CHECK, 5), (Phase.SIZE, 30), (Phase.PULL, 30 + 50), (Phase.BODY, 12)],
 )
 async def test_deadlines_are_as_promised(
     phase: Phase, seconds: float, jumping_clock: MockClock

@@ -282,6 +282,9 @@ def test_root_needs_no_fusectl_to_force(
     command = (*CAFSFS, "unmount", "--force", str(mount.point))
     script = f"umount {CONNECTIONS}; exec {shlex.join(command)}"
     with Waiters(mount, server, blob) as waiters:
-        run("unshare", "--mount", "--propagation", "slave", "sh", "-c", script).ok()
+        done = run("unshare", "--mount", "--propagation", "slave", "sh", "-c", script)
+        if "cannot change root filesystem propagation" in done.err:
+            pytest.skip("no namespace without fusectl to be had in a chroot")
+        done.ok()
         assert waiters.outcomes() <= CUT
     assert mount.has_ended(within=BOUND)  # here too: the daemon has detached it

@@ -76,7 +76,7 @@ def test_what_only_python_takes_for_the_end_of_a_line_is_part_of_a_name(
 
 
 def test_the_real_mountinfo_is_read() -> None:
-    assert mounts.find_mount("/") is not None
+    assert mounts.list_mounts()
     assert mounts.find_mount("/proc") is not None
 
 

@@ -125,7 +125,7 @@ async def unpacking(
 async def fallback(directory: Path) -> AsyncIterator[ContentStack]:
     first, second = MemoryPackedStore(), LocalRoot(directory, limiter=_limiter())
     stores = [UnpackingStore(each, limiter=_limiter()) for each in (first, second)]
-    warns = "WARNING cafsfs.store.fallback: going on with the next server: content hashes to"
+    warns = "WARNING cafsfs.store.fallback: going on with the next server: memory has wrong bytes"
     yield ContentStack(FallbackStore(stores), partial(spoil_memory, first), warns=warns)
 
 

@@ -559,12 +559,13 @@ async def test_a_writer_holds_a_lock_while_it_lives(tmp_path: Path) -> None:
 async def test_a_cache_that_cannot_be_scanned_is_a_cache_all_the_same(
     tmp_path: Path, expect_log: Callable[[str], None]
 ) -> None:
-    expect_log("WARNING cafsfs.store.disk_cache: what a former mount has left is not known")
+    expect_log("WARNING cafsfs.store.disk_cache: what killed writers have left is not cleared")
     digest = await put(cache_of(tmp_path), b"content")
     cache = cache_of(tmp_path)
     (tmp_path / "partial").rmdir()
     (tmp_path / "partial").touch()
     await cache.scan()
+    assert cache.listing() == [digest]
     assert await contents_of(cache, digest) == b"content"
 
 

@@ -95,6 +95,8 @@ class Model:
                 await put(self.cache, CONTENTS[blob])
                 self.standing.add(blob)
                 self._used(blob)
+                if len(CONTENTS[blob]) > self.bound:  # would drive out all others before
+                    self.books.move_to_end(blob, last=False)
                 self._shrink()
             case Remove(blob):
                 self.path(blob).unlink(missing_ok=True)

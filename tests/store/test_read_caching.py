@@ -605,8 +605,17 @@ async def test_questions_go_past_it(bench: Bench, expect_log: Callable[[str], No
     assert await bench.store.find_missing([DIGEST, ABSENT]) == {ABSENT}
 
 
+async def test_a_cache_that_was_cleared_by_hand_is_filled_again(bench: Bench) -> None:
+    os.rmdir(bench.directory / "partial")
+    os.rmdir(bench.directory / "blobs")
+    assert await read(bench) == CONTENT
+    assert await read(bench) == CONTENT
+    assert bench.upstream.calls == ["pull"]
+
+
 async def test_a_cache_that_cannot_be_written_is_an_error_of_the_store(bench: Bench) -> None:
     os.rmdir(bench.directory / "partial")
+    (bench.directory / "partial").touch()
     with pytest.raises(StoreError, match="cannot write the cache"):
         await read(bench)
 
