@@ -282,7 +282,8 @@ class ReadCachingStore(ContentStore):
     async def _load(self, blob: OpenBlob) -> None:
         """Bring a blob from pulling to ready or failed; CafsError reaches all its readers."""
         pulling = blob.state
-        assert isinstance(pulling, _Pulling)
+        if not isinstance(pulling, _Pulling):
+            return  # failed by ``fail_all`` before this task had its first turn
         outcome: _Ready | _Failed = _Failed(Unavailable(f"the pull of {blob.digest} was stopped"))
         try:
             with pulling.scope:

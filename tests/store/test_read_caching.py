@@ -683,3 +683,14 @@ async def test_a_read_is_exact(bench: Bench, offset: int) -> None:
         data = await blob.read(offset, length, patience=FOREVER)
         assert data == CONTENT[offset : offset + length]
     bench.store.close(blob)
+
+
+async def test_a_blob_that_is_failed_before_its_pull_begins_harms_nobody(bench: Bench) -> None:
+    blob = bench.store.open(DIGEST)
+    bench.store.fail_all(Unavailable("going away"))
+    with pytest.raises(Unavailable, match="going away"):
+        await blob.read(0, 10, patience=PATIENCE)
+    await trio.testing.wait_all_tasks_blocked()
+    bench.store.close(blob)
+    assert bench.upstream.calls == []
+    assert await read(bench) == CONTENT  # the store, and the nursery of its pulls, go on
