@@ -72,8 +72,10 @@ class OpenBlob:
         """The content, as soon as it is there and verified.
 
         Raises what the pull raised, or TimedOut after ``patience`` seconds (and up to a tenth
-        more) without progress of the pull; how long it takes in all does not matter.
+        more) without progress of the pull, or a tenth of that where somebody has waited in vain
+        and nothing has moved since; how long it takes in all does not matter.
         """
+        stuck_at = self._stuck_at  # where somebody before us has given up
         seen: int | None = None
         glances = 0
         while not self.settled.is_set():
@@ -81,7 +83,7 @@ class OpenBlob:
             glances = glances + 1 if progress == seen else 0
             seen = progress
             # The kernel asks again after an error; where nothing has moved, it is told sooner.
-            if glances >= (1 if progress == self._stuck_at else _GLANCES):
+            if glances >= (1 if progress == stuck_at else _GLANCES):
                 self._stuck_at = progress
                 raise TimedOut(f"the pull of {self.digest} has not moved for {patience:g} s")
             with trio.move_on_after(patience / _GLANCES):
