@@ -113,7 +113,7 @@ def test_a_read_without_progress_fails(
     server.freeze()
     began = time.monotonic()
     assert attempt("len(os.read(os.open(a[0], 0), 9))", hasty.path(known)) in {"EIO", "ETIMEDOUT"}
-    assert READ - 0.1 < time.monotonic() - began < 3 * READ + SLACK  # readers ask again
+    assert READ - 0.1 < time.monotonic() - began < 1.4 * READ + SLACK  # readers ask again
 
 
 def test_a_read_with_progress_does_not_fail_however_long_it_takes(
@@ -130,7 +130,7 @@ def test_a_copy_of_a_blob_whose_pull_stalls_fails(
 ) -> None:
     hasty.announce("WARNING .*has not moved")
     server.fault(Phase.BODY, Fault(after=SIZE // 2, then="stall"))
-    done = run("cp", hasty.path(known), "/dev/null", within=3 * READ + SLACK)
+    done = run("cp", hasty.path(known), "/dev/null", within=1.4 * READ + SLACK)
     assert done.code == 1
     assert "error reading" in done.err
 
