@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cafsfs.fuse import mounts
 from tests.cli.running import CAFSFS, environment
 
 pytestmark = pytest.mark.fuse
@@ -24,7 +25,12 @@ LONG = 90.0  # seconds for a demo on a busy machine
 def place() -> Iterator[Path]:
     """Where the demo has its temporary directory; at the end nothing of it is left anywhere."""
     with tempfile.TemporaryDirectory(prefix="cafsfs-demo-test-") as name:
-        yield Path(name)
+        try:
+            yield Path(name)
+        finally:  # also where the demo has failed to clear up
+            for mount in mounts.list_mounts():
+                if mount.point.startswith(f"{name}/"):
+                    subprocess.run([*CAFSFS, "unmount", "--force", mount.point], check=True)
         assert os.listdir(name) == []
         assert name not in Path("/proc/self/mountinfo").read_text()
         assert processes(name) == []
