@@ -83,7 +83,9 @@ def world(scratch: Path, request: pytest.FixtureRequest) -> Iterator[World]:
     made = World(scratch, getattr(request, "param", ""))
     eventually(lambda: made.is_ready() or not made.holder.runs, within=BOUND, what="its world")
     if not made.holder.runs:
-        pytest.skip(f"no namespace with a /dev/fuse of its own: {made.holder.finish().err}")
+        why = made.holder.finish().err
+        made.holder.end()
+        pytest.skip(f"no namespace with a /dev/fuse of its own: {why}")
     for name in ("mnt", "cache"):
         (scratch / name).mkdir()
         os.chown(scratch / name, NOBODY, NOBODY)
