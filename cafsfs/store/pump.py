@@ -41,7 +41,7 @@ async def pump(
 
 
 async def _fill(read: Callable[[memoryview], Awaitable[int]], buffer: memoryview) -> int:
-    """Read until ``buffer`` is full or the end has come: a hop a MiB, not a hop a segment."""
+    """Read until ``buffer`` is full or the end has come: a hop a piece, not a hop a segment."""
     late = trio.current_time() + _HOLD
     count = 0
     while count < len(buffer):
