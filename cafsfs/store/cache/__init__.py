@@ -1,0 +1,1 @@
+"""A bounded, persistent cache of content on disk."""
