@@ -14,8 +14,9 @@ import trio
 
 from cafsfs.digest import Digest
 from cafsfs.errors import CorruptBlob, StoreError
-from cafsfs.packing import hash_file
-from cafsfs.store.contracts import BlobStat, ContentStore
+from cafsfs.packing import Hasher, hash_file
+from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+from cafsfs.store.pump import PIECE
 
 
 class FileSink:
@@ -132,3 +133,29 @@ async def pull_to_file(
     except OSError as error:
         raise StoreError(f"cannot write `{path}`: {error.strerror}") from error
     return stat
+
+
+async def copy_content(
+    source: ContentSource, sink: ContentSink, limiter: trio.CapacityLimiter
+) -> Digest:
+    """Copy all content; returns its hash. A hop a piece, so that it can be cancelled between two.
+
+    Raises what ``source`` and ``sink`` raise.
+    """
+    hasher = Hasher()
+    buffer = memoryview(bytearray(max(1, min(PIECE, source.size))))
+
+    def copy_piece() -> int:
+        if offset == 0:
+            sink.restart()
+        count = source.read_at(buffer, offset)
+        sink.write(buffer[:count])
+        hasher.update(buffer[:count])
+        return count
+
+    offset = 0
+    while count := await trio.to_thread.run_sync(copy_piece, limiter=limiter):
+        offset += count
+        if offset >= source.size:
+            break
+    return hasher.digest()

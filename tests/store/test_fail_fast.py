@@ -1,0 +1,488 @@
+"""When operations fail at once, when they are let through again, and what is logged of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from cafsfs.digest import Digest
+from cafsfs.errors import (
+    BlobNotFound,
+    CafsError,
+    ConnectionBroken,
+    CorruptBlob,
+    RemoteProtocolError,
+    ServerRefused,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+)
+from cafsfs.packing import hash_bytes
+from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore
+from cafsfs.store.fail_fast import FailFastStore
+from cafsfs.store.fallback import FallbackStore
+from cafsfs.store.memory import MemorySource
+from tests.store.samples import ABSENT, FullDisk, pull
+from tests.store.scripted import ScriptedStore
+
+CONTENT = b"content"
+DIGEST = hash_bytes(CONTENT)
+WARNING = "WARNING cafsfs.store.fail_fast: failing at once until a server can be reached: "
+
+Announce = Callable[[str], None]
+
+VERBS: dict[str, Callable[[ContentStore], Awaitable[object]]] = {
+    "find_missing": lambda store: store.find_missing([DIGEST]),
+    "stat": lambda store: store.stat(DIGEST),
+    "pull": lambda store: pull(store, DIGEST),
+    "put": lambda store: store.put(DIGEST, MemorySource(CONTENT)),
+}
+
+
+class Line(ScriptedStore):
+    """A server that is ``down`` (with which error), and notes when it was probed.
+
+    ``slow``: seconds until a pull is answered, whatever happens meanwhile.
+    """
+
+    def __init__(self, *, down: type[CafsError] | None = None, slow: float = 0) -> None:
+        super().__init__(CONTENT)
+        self.down = down
+        self.slow = slow
+        self.probed_at: list[float] = []
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        if list(digests) == [Digest(bytes(32))]:
+            self.probed_at.append(trio.current_time())
+            await self._begin("probe")
+            return set(digests)
+        return await super().find_missing(digests)
+
+    async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+        try:
+            return await super().pull(digest, sink)
+        finally:
+            await trio.sleep(self.slow)
+
+    async def _begin(self, verb: str) -> None:
+        await super()._begin(verb)
+        if self.down is not None:
+            raise self.down("nobody is there")
+
+
+class FailsAndAnswers(Line):
+    """Answers the pulls in the very turn in which it does not answer a probe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probed = trio.Event()
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        try:
+            return await super().find_missing(digests)
+        finally:
+            self.probed.set()
+
+    async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+        stat = await super().pull(digest, sink)
+        await self.probed.wait()
+        return stat
+
+
+def is_out(store: FailFastStore) -> bool:
+    return store.outage is not None
+
+
+async def begin_outage(store: FailFastStore) -> None:
+    with pytest.raises(Unreachable):
+        await store.stat(DIGEST)
+    assert is_out(store)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("first", VERBS)
+async def test_who_cannot_be_reached_is_not_asked_again(
+    first: str, verb: str, nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING + "nobody is there$")
+    line = Line(down=Unreachable)
+    store = FailFastStore(line, nursery)
+    assert not is_out(store)
+    with pytest.raises(Unreachable):
+        await VERBS[first](store)
+    began = trio.current_time()
+    assert line.calls == [first]
+    await trio.sleep(0.9)
+    with pytest.raises(Unavailable) as caught:
+        await VERBS[verb](store)
+    assert type(caught.value) is Unavailable
+    assert str(caught.value) == "no server could be reached for 1 s: nobody is there"
+    assert (
+        caught.value.hint == "it recovers by itself: the server is tried again every 10 s or sooner"
+    )
+    assert line.calls == [first]
+    assert store.outage is not None
+    assert (store.outage.reason, store.outage.began) == ("nobody is there", began)
+    assert abs(time.time() - store.outage.since) < 60
+
+
+async def test_probes_come_less_and_less_often_until_one_is_answered(
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    expect_log: Announce,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expect_log(WARNING)
+    caplog.set_level(logging.INFO, "cafsfs")
+    line = Line(down=Unreachable)
+    store = FailFastStore(line, nursery)
+    await begin_outage(store)
+    began = trio.current_time()
+    await trio.sleep(40)
+    assert [round(at - began) for at in line.probed_at] == [1, 3, 7, 15, 25, 35]
+    assert is_out(store)
+    line.down = None
+    await trio.sleep(5.5)
+    assert not is_out(store)
+    assert await pull(store, DIGEST) == CONTENT
+    await trio.sleep(100)
+    assert len(line.probed_at) == 7
+    assert [each.getMessage() for each in caplog.records] == [
+        "failing at once until a server can be reached: nobody is there",
+        "a server answers again, after 45.0 s",
+    ]
+
+
+async def test_a_second_outage_is_like_the_first(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING)
+    line = Line(down=Unreachable)
+    store = FailFastStore(line, nursery)
+    for _ in range(2):
+        line.down, line.probed_at = Unreachable, []
+        await begin_outage(store)
+        began = trio.current_time()
+        await trio.sleep(5)
+        assert [round(at - began) for at in line.probed_at] == [1, 3]
+        line.down = None
+        await trio.sleep(5)
+        assert not is_out(store)
+
+
+@pytest.mark.parametrize("answer", [BlobNotFound, ServerRefused, RemoteProtocolError, CorruptBlob])
+async def test_any_answer_ends_an_outage(
+    answer: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING)
+    line = Line(down=Unreachable)
+    store = FailFastStore(line, nursery)
+    await begin_outage(store)
+    line.down = answer
+    await trio.sleep(1.5)
+    assert not is_out(store)
+    with pytest.raises(answer):
+        await store.stat(DIGEST)
+
+
+@pytest.mark.parametrize("error", [Unreachable, TimedOut, ConnectionBroken])
+async def test_no_answer_ends_none(
+    error: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING)
+    line = Line(down=Unreachable)
+    store = FailFastStore(line, nursery)
+    await begin_outage(store)
+    line.down = error
+    await trio.sleep(60)
+    assert is_out(store)
+
+
+async def test_a_probe_has_its_own_deadline(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING)
+    line = Line(down=Unreachable)
+    store = FailFastStore(line, nursery)
+    await begin_outage(store)
+    began = trio.current_time()
+    line.gate = trio.Event()
+    await trio.sleep(27)
+    assert [round(at - began) for at in line.probed_at] == [1, 14]
+    assert line.cancelled == 2
+
+
+@pytest.mark.parametrize(
+    "error", [BlobNotFound, ServerRefused, RemoteProtocolError, CorruptBlob, ConnectionBroken]
+)
+@pytest.mark.parametrize("verb", VERBS)
+async def test_other_errors_are_no_outage(
+    verb: str, error: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    line = Line(down=error)
+    store = FailFastStore(line, nursery)
+    for _ in range(3):
+        with pytest.raises(error):
+            await VERBS[verb](store)
+    await trio.sleep(5)
+    assert not is_out(store)
+    assert line.calls == [verb] * 3
+
+
+async def test_a_full_disk_here_is_no_outage(nursery: trio.Nursery) -> None:
+    store = FailFastStore(Line(), nursery)
+    with pytest.raises(OSError, match="No space"):
+        await store.pull(DIGEST, FullDisk())
+    assert not is_out(store)
+
+
+async def test_absent_blobs_are_only_what_upstream_says(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING)
+    store = FailFastStore(Line(down=Unreachable), nursery)
+    await begin_outage(store)
+    assert await store.find_missing([]) == set()
+    with pytest.raises(Unavailable):
+        await store.find_missing([ABSENT])
+    with pytest.raises(Unavailable):
+        await store.stat(ABSENT)
+
+
+# --- operations that are under way
+
+
+@pytest.mark.parametrize("digest", [DIGEST, ABSENT], ids=["present", "absent"])
+async def test_what_is_under_way_is_left_alone_and_its_answer_ends_the_outage(
+    digest: Digest, nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING)
+    line = Line(slow=20)
+    store = FailFastStore(line, nursery)
+    outcomes: list[object] = []
+
+    async def pull_one() -> None:
+        try:
+            outcomes.append(await pull(store, digest))
+        except BlobNotFound:
+            outcomes.append(None)
+
+    nursery.start_soon(pull_one)
+    await wait_all_tasks_blocked()
+    line.down = Unreachable
+    await begin_outage(store)
+    await trio.sleep(19.5)
+    assert is_out(store)
+    assert len(line.probed_at) == 4
+    await trio.sleep(100)
+    assert not is_out(store)
+    assert outcomes == [CONTENT if digest == DIGEST else None]
+    assert len(line.probed_at) == 4
+
+
+async def test_a_connection_that_breaks_is_no_answer(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING)
+    line = Line()
+    store = FailFastStore(line, nursery)
+
+    async def pull_one() -> None:
+        with pytest.raises(ConnectionBroken):
+            await pull(store, DIGEST)
+
+    async with trio.open_nursery() as pulling:
+        gate = line.gate = trio.Event()
+        pulling.start_soon(pull_one)
+        await wait_all_tasks_blocked()
+        line.gate, line.down = None, Unreachable
+        await begin_outage(store)
+        line.down = ConnectionBroken
+        gate.set()
+    assert is_out(store)
+    assert line.probed_at == []
+
+
+async def test_an_answer_in_the_turn_in_which_a_probe_fails(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    """Trio runs the two tasks in either order: an outage that nobody probes would never end."""
+    expect_log(WARNING)
+    for _ in range(20):
+        line = FailsAndAnswers()
+        store = FailFastStore(line, nursery)
+        async with trio.open_nursery() as pulling:
+            pulling.start_soon(pull, store, DIGEST)
+            await wait_all_tasks_blocked()
+            line.down = Unreachable
+            await begin_outage(store)
+        await wait_all_tasks_blocked()
+        assert len(line.probed_at) == 1
+        assert not is_out(store)
+
+
+async def test_several_that_fail_begin_one_outage(
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    expect_log: Announce,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expect_log(WARNING)
+    line = Line(down=Unreachable)
+    line.gate = trio.Event()
+    store = FailFastStore(line, nursery)
+
+    async def fail() -> None:
+        with pytest.raises(Unreachable):
+            await store.stat(DIGEST)
+
+    for _ in range(5):
+        nursery.start_soon(fail)
+    await wait_all_tasks_blocked()
+    line.gate.set()
+    line.gate = None
+    await trio.sleep(2)
+    assert len(line.probed_at) == 1
+    assert len(caplog.records) == 1
+
+
+# --- deadlines that passed
+
+
+async def test_a_slow_body_is_no_outage(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    line = Line()
+    line.errors = [TimedOut("nothing came for 30 s")]
+    store = FailFastStore(line, nursery)
+    with pytest.raises(TimedOut):
+        await pull(store, DIGEST)
+    await trio.sleep(5)
+    assert not is_out(store)
+    assert line.calls == ["pull", "probe"]
+
+
+async def test_an_answer_meanwhile_ends_the_doubt(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    line = Line(slow=3)
+    store = FailFastStore(line, nursery)
+    nursery.start_soon(pull, store, DIGEST)
+    await wait_all_tasks_blocked()
+    line.down = TimedOut
+    with pytest.raises(TimedOut):
+        await store.stat(DIGEST)
+    line.gate = trio.Event()
+    await trio.sleep(100)
+    assert not is_out(store)
+    assert line.calls == ["pull", "stat", "probe"]
+    assert line.cancelled == 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_deadline_that_passed_makes_a_probe_at_once(
+    verb: str, nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING + "nobody is there$")
+    line = Line(down=TimedOut)
+    store = FailFastStore(line, nursery)
+    with pytest.raises(TimedOut):
+        await VERBS[verb](store)
+    assert not is_out(store)
+    began = trio.current_time()
+    await trio.sleep(4)
+    assert is_out(store)
+    assert [round(at - began) for at in line.probed_at] == [0, 1, 3]
+    with pytest.raises(Unavailable, match="no server could be reached for 4 s"):
+        await VERBS[verb](store)
+
+
+async def test_who_does_not_answer_the_probe_either_is_out(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING + "no answer within 11 s$")
+    line = Line(down=TimedOut)
+    store = FailFastStore(line, nursery)
+    with pytest.raises(TimedOut):
+        await store.stat(DIGEST)
+    line.gate = trio.Event()
+    await trio.sleep(12)
+    assert is_out(store)
+
+
+# --- several servers
+
+
+def several(*lines: Line, nursery: trio.Nursery) -> FailFastStore:
+    return FailFastStore(FallbackStore(lines), nursery, servers=lines)
+
+
+async def test_one_of_several_that_is_down_is_no_outage(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    """A FallbackStore raises Unreachable for a blob that is absent on the other."""
+    expect_log("going on with the next server")
+    down, up = Line(down=Unreachable), Line()
+    store = several(down, up, nursery=nursery)
+    for _ in range(3):
+        with pytest.raises(Unreachable):
+            await store.stat(ABSENT)
+        await trio.sleep(3)
+        assert not is_out(store)
+    assert await pull(store, DIGEST) == CONTENT
+    assert up.calls.count("probe") == 3
+
+
+async def test_several_that_are_all_down_are_out_until_one_is_up(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log("going on with the next server")
+    expect_log(WARNING + "nobody is there; nobody is there$")
+    lines = [Line(down=Unreachable), Line(down=Unreachable)]
+    store = several(*lines, nursery=nursery)
+    with pytest.raises(Unreachable):
+        await store.stat(DIGEST)
+    await wait_all_tasks_blocked()
+    assert is_out(store)
+    asked = [len(line.calls) for line in lines]
+    with pytest.raises(Unavailable, match="no server could be reached"):
+        await store.stat(DIGEST)
+    assert [len(line.calls) for line in lines] == asked
+    lines[1].down = None
+    await trio.sleep(1.5)
+    assert not is_out(store)
+    assert await pull(store, DIGEST) == CONTENT
+
+
+async def test_a_server_that_answers_is_not_kept_waiting_by_one_that_does_not(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log("going on with the next server")
+    expect_log(WARNING)
+    lines = [Line(down=Unreachable), Line(down=Unreachable)]
+    store = several(*lines, nursery=nursery)
+    with pytest.raises(Unreachable):
+        await store.stat(DIGEST)
+    await wait_all_tasks_blocked()
+    lines[0].gate = trio.Event()
+    lines[1].down = None
+    await trio.sleep(1.5)
+    assert not is_out(store)
+
+
+async def test_a_probe_that_breaks_shows_and_ends_nothing_else(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    expect_log(WARNING)
+    expect_log("ERROR cafsfs.store.fail_fast: the probe failed")
+    line = Line(down=Unreachable)
+    store = FailFastStore(line, nursery)
+    await begin_outage(store)
+    line.errors = [ZeroDivisionError("a bug")]
+    line.down = None
+    await trio.sleep(1.5)
+    assert not is_out(store)
+    assert await pull(store, DIGEST) == CONTENT
