@@ -1,39 +1,53 @@
 """The only place where objects are put together.
 
-The stack of a mount, as it reads aloud: a ReadCachingStore of a DiskCache over a FallbackStore of,
-for each server, a RetryingStore of an UnpackingStore of a RemoteStore. For ``file:///…`` the lower
-half is an UnpackingStore of a LocalRoot.
+The stack of a mount, as it reads aloud: a ReadCachingStore of a DiskCache over a SeededStore of
+a seed and a FailFastStore of a FallbackStore of, for each server, a RetryingStore of an
+UnpackingStore of a RemoteStore. For ``file:///…`` the lower half is an UnpackingStore of a
+LocalRoot; without ``--cache-seed`` there is no seed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from cafsfs.client.remote import RemoteStore
 from cafsfs.client.servers import Deadlines
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, StoreUri
+from cafsfs.control import ask_all, serve_control
+from cafsfs.digest import Digest
 from cafsfs.errors import StoreError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
 from cafsfs.server import CafsServer, Limits
+from cafsfs.store.cache.disk_cache import DiskCache
+from cafsfs.store.cache.upkeep import open_disk_cache
+from cafsfs.store.content_directory import open_seed
 from cafsfs.store.contracts import ContentStore
-from cafsfs.store.disk_cache import DiskCache
+from cafsfs.store.fail_fast import FailFastStore
 from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.local_root import LocalRoot
+from cafsfs.store.pacing import PacingStore
 from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.store.retrying import RetryingStore
+from cafsfs.store.seeded import SeededStore
 from cafsfs.store.unpacking import UnpackingStore
+from cafsfs.store.watched import WatchedStore
 from cafsfs.vfs.filesystem import FileSystem, VfsOptions
+
+log = logging.getLogger(__name__)
 
 VERSION = version("cafsfs")
 
@@ -41,6 +55,8 @@ _WORKERS = 4  # threads that hash, unpack and write; two cores are busy with two
 # A connection that breaks in the middle is worth one more try at once; a server that is really
 # down refuses the second, and the next server is asked.
 _ATTEMPTS = 2
+_NAMED = 10_000  # blobs of which mounts are told by name
+_MOUNTS_PATIENCE = 1.0  # seconds that mounts have to write their index before we read it
 _SHARE = 0.4  # of a reader's patience that one of several servers may use up
 
 
@@ -53,9 +69,10 @@ async def open_store(
     parking: trio.Nursery | None = None,
     deadlines: Deadlines | None = None,
 ) -> AsyncIterator[ContentStore]:
-    """The content behind a URI; ``compression`` is for uploads. See RemoteStore on the rest.
+    """The content behind a URI; ``compression`` is for uploads.
 
-    Raises StoreError for a directory that is not there.
+    With ``parking``, as a mount wants it, it fails at once while no server can be reached; see
+    RemoteStore on the rest. Raises StoreError for a directory that is not there.
     """
     limiter = trio.CapacityLimiter(_WORKERS)
     if uri.directory is not None:
@@ -80,7 +97,9 @@ async def open_store(
         unpacked = [
             UnpackingStore(remote, limiter=limiter, compression=compression) for remote in remotes
         ]
-        yield FallbackStore([RetryingStore(each, attempts=_ATTEMPTS) for each in unpacked])
+        retried = [RetryingStore(each, attempts=_ATTEMPTS) for each in unpacked]
+        store: ContentStore = FallbackStore(retried)
+        yield store if parking is None else FailFastStore(store, parking, servers=retried)
     finally:
         for remote in remotes:
             remote.close()
@@ -143,25 +162,160 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
     from cafsfs.fuse.session import Session  # noqa: PLC0415  # only a mount needs libfuse
 
     metrics = Metrics()
-    cache = DiskCache(plan.cache.cache_dir, max_bytes=plan.cache.cache_size, metrics=metrics)
     async with (
+        open_disk_cache(
+            plan.cache.cache_dir,
+            bounds=plan.cache.bounds,
+            metrics=metrics,
+            what=f"mount on {plan.point}",
+        ) as cache,
         trio.open_nursery() as nursery,
         open_store(
             plan.uri, plan.store, parking=nursery, deadlines=_mount_deadlines(plan)
-        ) as upstream,
+        ) as network,
     ):
-        store = ReadCachingStore(cache, upstream, nursery, metrics=metrics)
-        status = _Status(plan, metrics, store)
+        upstream = with_seed(network, plan.cache)
+        store = ReadCachingStore(
+            cache, upstream, nursery, finish_pulls=plan.mount.finish_pulls, metrics=metrics
+        )
+        status = _Status(plan, metrics, store, network)
         filesystem = FileSystem(store, _vfs_options(plan), status.files, metrics)
         cache.on_change = filesystem.blocks_changed
         store.on_size_changed = filesystem.size_is_wrong
         session = Session(filesystem, plan.point, _fuse_options(plan), metrics)
         status.kernel = lambda: session.kernel_settings
         status.filesystem = filesystem.state
-        nursery.start_soon(cache.look_again)
+        await _start_control(nursery, plan, cache)
         await nursery.start(_stop_on_signal, session.stop)
         await session.run(ready)
         nursery.cancel_scope.cancel()
+
+
+def with_seed(store: ContentStore, options: CacheOptions) -> ContentStore:
+    """``store`` behind the read-only tier of ``--cache-seed``; raises StoreError."""
+    if options.cache_seed is None:
+        return store
+    seed = open_seed(options.cache_seed, limiter=trio.CapacityLimiter(_WORKERS))
+    return SeededStore(seed, store)
+
+
+CACHE_CHANGED = "cache-changed"
+"""Command of the control socket: another process has changed ``digests`` (null: any) in the cache
+whose directory has the device and inode ``cache``."""
+
+
+def tell_mounts(cache: DiskCache, digests: Collection[Digest] | None) -> None:
+    """Tell live mounts on this cache which blobs (None: any) were changed; blocks up to 5 s."""
+    names = None if digests is None else [each.hex for each in digests]
+    if names is not None and len(names) > _NAMED:
+        names = None  # a request has a megabyte at most
+    with suppress(StoreError):  # no runtime directory, so no mounts
+        ask_all(
+            {"command": CACHE_CHANGED, "cache": list(cache.premises.identity), "digests": names}
+        )
+
+
+WRITE_INDEX = "write-index"
+"""Command of the control socket: write what is known of that ``cache`` to its index now."""
+
+
+@asynccontextmanager
+async def open_cache(options: CacheOptions, what: str) -> AsyncIterator[DiskCache]:
+    """The cache of the options, for a command: nothing is done in it but what the caller does.
+
+    Mounts that use it have written to its index what they know. ``what`` is shown to who asks who
+    uses it. Raises StoreError where there is no cache, and makes none.
+    """
+    if not await trio.to_thread.run_sync(is_cache, options.cache_dir):
+        raise StoreError(
+            f"there is no cache in `{options.cache_dir}`", hint="name it with --cache-dir"
+        )
+    async with open_disk_cache(
+        options.cache_dir, bounds=options.bounds, what=what, keep=False
+    ) as cache:
+        await trio.to_thread.run_sync(_have_index_written, cache)
+        yield cache
+
+
+def is_cache(directory: Path) -> bool:
+    """Has a cache been made there? A store has ``blobs`` too, and must not be taken for one."""
+    return any(os.path.lexists(directory / each) for each in ("partial", "index.sqlite"))
+
+
+def _have_index_written(cache: DiskCache) -> None:
+    with suppress(StoreError):  # no runtime directory, so no mounts
+        ask_all(
+            {"command": WRITE_INDEX, "cache": list(cache.premises.identity)},
+            deadline=_MOUNTS_PATIENCE,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefetching:
+    """What fills a cache: ``store.fetch`` pulls; ``upstream`` is what it pulls from.
+
+    ``is_cut_off`` tells whether no server can be reached at the moment.
+    """
+
+    cache: DiskCache
+    store: ReadCachingStore
+    upstream: ContentStore
+    is_cut_off: Callable[[], bool]
+
+
+@asynccontextmanager
+async def open_prefetching(
+    uri: StoreUri,
+    store: StoreOptions,
+    cache: CacheOptions,
+    *,
+    rate: float | None = None,
+    on_write: Callable[[Digest, int], object] = lambda _digest, _end: None,
+) -> AsyncIterator[Prefetching]:
+    """A cache that is filled in the background: mounts that pull at the same time go first.
+
+    ``rate``: bytes per second from the servers, a seed is not held up. ``on_write``: see
+    WatchedStore.
+    """
+    async with (
+        open_disk_cache(
+            cache.cache_dir, bounds=cache.bounds, what="cafsfs prefetch", background=True
+        ) as disk,
+        trio.open_nursery() as nursery,
+        open_store(uri, store, parking=nursery) as network,
+    ):
+        paced = PacingStore(network, rate=rate, give_way=disk.gives_way)
+        upstream = WatchedStore(with_seed(paced, cache), on_write)
+        yield Prefetching(
+            cache=disk,
+            store=ReadCachingStore(disk, upstream, nursery),
+            upstream=upstream,
+            is_cut_off=lambda: isinstance(network, FailFastStore) and network.outage is not None,
+        )
+        nursery.cancel_scope.cancel()
+
+
+async def _start_control(nursery: trio.Nursery, plan: MountPlan, cache: DiskCache) -> None:
+    def concerns_us(request: dict[str, Any]) -> bool:
+        return request.get("cache") == list(cache.premises.identity)
+
+    async def cache_changed(request: dict[str, Any]) -> dict[str, object]:
+        concerned = concerns_us(request)
+        if concerned:
+            digests = request.get("digests")
+            await cache.look_again(None if digests is None else [Digest.parse(e) for e in digests])
+        return {"concerned": concerned, "mountpoint": plan.point}
+
+    async def write_index(request: dict[str, Any]) -> dict[str, object]:
+        if concerned := concerns_us(request):
+            await cache.keeper.flush()
+        return {"concerned": concerned, "mountpoint": plan.point}
+
+    handlers = {CACHE_CHANGED: cache_changed, WRITE_INDEX: write_index}
+    try:
+        await nursery.start(serve_control, handlers)
+    except StoreError as error:  # a mount without it is a mount all the same
+        log.warning("commands cannot reach this mount: %s", error)
 
 
 def _vfs_options(plan: MountPlan) -> VfsOptions:
@@ -197,8 +351,11 @@ async def _stop_on_signal(
 class _Status:
     """Renders the files below ``.cafsfs/``."""
 
-    def __init__(self, plan: MountPlan, metrics: Metrics, store: ReadCachingStore) -> None:
+    def __init__(
+        self, plan: MountPlan, metrics: Metrics, store: ReadCachingStore, network: ContentStore
+    ) -> None:
         self._plan = plan
+        self._network = network
         self._metrics = metrics
         self._store = store
         self._began = time.monotonic()
@@ -222,10 +379,22 @@ class _Status:
                 "bytes": usage.used,
                 "bound_bytes": usage.bound,
                 "blobs": usage.blobs,
+                "partial_bytes": usage.partial,
+                "evicted_open_bytes": usage.lingering,
+                "complete": usage.complete,
+                "trouble": usage.trouble,
             },
+            "servers": self._servers(),
             "pulls_in_flight": self._store.pulling,
             "kernel": self.kernel(),
             "filesystem": self.filesystem(),
             "counters": self._metrics.as_dict(),
         }
         return (json.dumps(stats, indent=2) + "\n").encode()
+
+    def _servers(self) -> dict[str, object]:
+        outage = self._network.outage if isinstance(self._network, FailFastStore) else None
+        if outage is None:
+            return {"state": "online"}
+        since = datetime.fromtimestamp(outage.since, UTC).isoformat(timespec="seconds")
+        return {"state": "offline", "since": since, "reason": outage.reason}

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from cafsfs.client.servers import Server
 from cafsfs.errors import UsageError
+from cafsfs.store.cache.bounds import Amount, Bounds
 
 T = TypeVar("T")
 
@@ -38,6 +39,8 @@ _BOOLEANS = {
     "off": False,
     "0": False,
 }
+_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_PERCENTAGE = re.compile(r"\d{1,3}(?:\.\d{1,9})?", re.ASCII)
 _COUNT = re.compile(r"[0-9]{1,18}")
 _NO_ID = (1 << 32) - 1  # (uid_t) -1 is nobody's: it means "do not change"
 SYSTEM_FILE = Path("/etc/cafsfs/config.toml")
@@ -53,6 +56,34 @@ def parse_size(text: str) -> int:
     if found is None:
         raise ValueError("a number of bytes, or one with K, M, G or T behind it, as in 20G")
     return int(Decimal(found[1]) * (1 << _SHIFTS.get((found[2] or "").upper(), 0)))
+
+
+def parse_amount(text: str) -> Amount:
+    """Bytes as ``parse_size``, or a percentage of a disk."""
+    number, percent, rest = text.strip().partition("%")
+    if not percent:
+        try:
+            return Amount(parse_size(text))
+        except ValueError as error:
+            raise ValueError(f"{error}, or a percentage, as in 10%") from None
+    found = _PERCENTAGE.fullmatch(number.strip())
+    share = Decimal(found[0]) / 100 if found else Decimal(-1)
+    if rest or not 0 <= share <= 1:
+        raise ValueError("a percentage from 0% to 100%")
+    return Amount(share=float(share))
+
+
+def parse_age(text: str) -> float:
+    """Seconds, more than none; m, h, d and w behind the number are longer ones."""
+    number = text.strip()
+    factor = _AGES.get(number[-1:].lower())
+    try:
+        value = float(number[:-1]) * factor if factor else float(number)
+    except ValueError:
+        value = 0
+    if not 0 < value < 1e11:
+        raise ValueError("a number of seconds, or one with m, h, d or w behind it, as in 30d")
+    return value
 
 
 def parse_seconds(text: str) -> float:
@@ -165,10 +196,44 @@ class StoreOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheOptions:
-    """Where the cache is, and how large."""
+    """Where the cache is, how large, and what stands behind it."""
 
     cache_dir: Path = option(parse_path, "directory of the cache", default=default_cache_dir)
-    cache_size: int = option(parse_size, "bytes that the cache may hold", default=lambda: 20 << 30)
+    cache_size: Amount = option(
+        parse_amount,
+        "what the cache may hold, in bytes or percent of its disk",
+        default=lambda: Amount(20 << 30),
+    )
+    cache_free: Amount = option(
+        parse_amount,
+        "what it leaves free of its disk, in bytes or percent",
+        default=lambda: Amount(share=0.05),
+    )
+    cache_files: int | None = option(
+        parse_count, "number of blobs that it may hold", default=lambda: None
+    )
+    cache_ttl: float | None = option(
+        parse_age, "evict what was pulled longer ago, as in 30d", default=lambda: None
+    )
+    cache_tti: float | None = option(
+        parse_age, "evict what was not used for so long, as in 7d", default=lambda: None
+    )
+    cache_seed: Path | None = option(
+        parse_path,
+        "a cache of another mount, or a store's directory, read before a server is asked",
+        default=lambda: None,
+    )
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the cache may hold."""
+        return Bounds(
+            size=self.cache_size,
+            free=self.cache_free,
+            files=self.cache_files,
+            ttl=self.cache_ttl,
+            tti=self.cache_tti,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +254,9 @@ class MountOptions:
     )
     read_timeout: float = option(
         parse_seconds, "seconds that a read may wait without progress", default=lambda: 30.0
+    )
+    finish_pulls: bool = option(
+        parse_bool, "finish a pull when its last reader has left", default=lambda: False
     )
 
 
@@ -301,6 +369,8 @@ def plain(value: object, parse: Callable[[str], object]) -> str:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Amount):
+        return f"{value.share * 100:g}%" if value.share else plain(value.bytes, parse_size)
     if parse is parse_size and isinstance(value, int) and value:
         for unit, shift in reversed(_SHIFTS.items()):
             if value % (1 << shift) == 0:

@@ -18,6 +18,8 @@ class Metrics:
     pulls: int = 0
     pull_errors: int = 0
     pulled_bytes: int = 0
+    cache_discards: int = 0
+    uncached: int = 0
     evictions: int = 0
     evicted_bytes: int = 0
     handler_errors: int = 0

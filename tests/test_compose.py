@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from cafsfs import compose
-from cafsfs.compose import VERSION, MountPlan, make_server, open_store
+from cafsfs.compose import VERSION, MountPlan, make_server, open_store, with_seed
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, parse_uri
 from cafsfs.errors import BlobNotFound, StoreError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression, hash_bytes
-from cafsfs.store.disk_cache import DiskCache
+from cafsfs.store.cache.upkeep import open_disk_cache
+from cafsfs.store.fail_fast import FailFastStore
 from cafsfs.store.fallback import FallbackStore
-from cafsfs.store.memory import MemorySink, MemorySource
+from cafsfs.store.memory import MemorySink, MemorySource, MemoryStore
 from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.store.unpacking import UnpackingStore
+from tests.store.stacks import Caches
 
 CONTENT = b"content " * 1000
+
+
+@pytest.fixture
+def caches() -> Iterator[Caches]:
+    caches = Caches()
+    yield caches
+    caches.close()
 
 
 def plan(*kernel: str, **options: object) -> MountPlan:
@@ -64,6 +75,32 @@ async def test_servers_are_asked_one_after_the_other() -> None:
         assert isinstance(store, FallbackStore)
 
 
+async def test_a_mount_is_told_at_once_that_it_is_offline() -> None:
+    async with trio.open_nursery() as nursery:
+        uri = parse_uri("cafs://h,g:1/r")
+        async with open_store(uri, StoreOptions(), parking=nursery) as store:
+            assert isinstance(store, FailFastStore)
+
+
+async def test_a_seed_is_read_before_a_server_is_asked(tmp_path: Path) -> None:
+    """A cache of another mount."""
+    async with open_disk_cache(tmp_path / "seed") as seed:
+        await seed.put(hash_bytes(CONTENT), MemorySource(CONTENT))
+    behind = MemoryStore()
+    await behind.put(hash_bytes(b"behind"), MemorySource(b"behind"))
+    store = with_seed(behind, CacheOptions(cache_seed=tmp_path / "seed"))
+    for content in (CONTENT, b"behind"):
+        sink = MemorySink()
+        await store.pull(hash_bytes(content), sink)
+        assert sink.content == content
+    assert with_seed(behind, CacheOptions()) is behind
+
+
+def test_a_seed_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot read the seed"):
+        with_seed(MemoryStore(), CacheOptions(cache_seed=tmp_path / "none"))
+
+
 def test_a_server_needs_its_directory(tmp_path: Path) -> None:
     make_server(tmp_path, ServeOptions())
     with pytest.raises(StoreError, match="is not a directory"):
@@ -89,12 +126,12 @@ def test_options_reach_the_filesystem() -> None:
     assert (options.lookup_deadline, options.read_patience) == (2, 3)
 
 
-async def test_control_files_tell_the_state_of_the_mount(tmp_path: Path) -> None:
+async def test_control_files_tell_the_state_of_the_mount(tmp_path: Path, caches: Caches) -> None:
     async with open_store(parse_uri("cafs://h/r"), StoreOptions()) as upstream:
-        cache = DiskCache(tmp_path, max_bytes=1000)
+        cache = caches.open(tmp_path, 1000)
         await cache.put(hash_bytes(b"blob"), MemorySource(b"blob"))
         store = ReadCachingStore(cache, upstream, None)  # type: ignore[arg-type]  # starts no task
-        status = compose._Status(plan(), Metrics(lookups=3), store)
+        status = compose._Status(plan(), Metrics(lookups=3), store, upstream)
         assert status.files["version"]() == f"{VERSION}\n".encode()
         stats = json.loads(status.files["stats.json"]())
     assert stats["uri"] == "cafs://h,g/r"
@@ -104,3 +141,7 @@ async def test_control_files_tell_the_state_of_the_mount(tmp_path: Path) -> None
     assert stats["cache"]["blobs"] == 1
     assert stats["counters"]["lookups"] == 3
     assert stats["pulls_in_flight"] == 0
+    assert stats["cache"]["partial_bytes"] == stats["cache"]["evicted_open_bytes"] == 0
+    assert stats["cache"]["trouble"] is None
+    assert stats["cache"]["complete"] is False  # nobody has looked at all files yet
+    assert stats["servers"] == {"state": "online"}

@@ -26,6 +26,8 @@ from cafsfs.config import (
     environment_layer,
     explain,
     option_names,
+    parse_age,
+    parse_amount,
     parse_bool,
     parse_count,
     parse_id,
@@ -42,6 +44,7 @@ from cafsfs.config import (
     toml_layers,
 )
 from cafsfs.errors import UsageError
+from cafsfs.store.cache.bounds import Amount, Bounds
 
 Parse = Callable[[str], Any]
 
@@ -64,6 +67,18 @@ Parse = Callable[[str], Any]
         (parse_size, "0.1K", 102),
         (parse_size, "512B", 512),
         (parse_size, "9007199254740993", 9007199254740993),  # more than a float holds
+        (parse_amount, "20G", Amount(20 << 30)),
+        (parse_amount, "0", Amount(0)),
+        (parse_amount, "10%", Amount(share=0.1)),
+        (parse_amount, " 2.5 % ", Amount(share=0.025)),
+        (parse_amount, "0%", Amount(share=0.0)),
+        (parse_amount, "100%", Amount(share=1.0)),
+        (parse_age, "90", 90.0),
+        (parse_age, "90s", 90.0),
+        (parse_age, "1.5h", 5400.0),
+        (parse_age, "2m", 120.0),
+        (parse_age, "30d", 30 * 86400.0),
+        (parse_age, "1W", 7 * 86400.0),
         (parse_seconds, "5", 5),
         (parse_seconds, "0.25", 0.25),
         (parse_seconds, "30s", 30),
@@ -100,6 +115,11 @@ def test_what_parsers_take(parse: Parse, text: str, value: object) -> None:
     ("parse", "texts"),
     [
         (parse_size, ["", "K", "-1", "1e3", "1 2", "20X", "5iB", "1.K", ".5K", "9" * 400, "٣K"]),
+        (
+            parse_amount,
+            ["", "%", "-1%", "101%", "inf%", "10%%", "10%K", "1e3", "20X", "ten%"],
+        ),
+        (parse_age, ["", "s", "d", "0", "0d", "-1d", "nan", "inf", "nand", "1y", "1e12", "five"]),
         (parse_seconds, ["", "s", "0", "-1", "nan", "inf", "1e9", "5m", "five"]),
         (parse_count, ["", "0", "-1", "+1", "1.0", "ten", "٣", "9" * 5000]),
         (parse_id, ["", "-1", "root", "4294967295", "4294967296", "٣"]),
@@ -118,6 +138,11 @@ def test_what_parsers_refuse_completes_a_sentence(parse: Parse, texts: list[str]
         assert "\n" not in str(caught.value)
 
 
+def test_no_number_is_no_percentage() -> None:
+    with pytest.raises(ValueError, match="a percentage from 0% to 100%"):
+        parse_amount("nan%")
+
+
 @pytest.mark.parametrize("group", ALL_OPTIONS)
 def test_every_default_can_be_written_as_text(group: type) -> None:
     for name, each in option_names(group).items():
@@ -127,6 +152,32 @@ def test_every_default_can_be_written_as_text(group: type) -> None:
             assert plain(value, parse) == "-"
         else:
             assert parse(plain(value, parse)) == value
+
+
+@given(st.integers(0, 1 << 50), st.integers(0, 10_000))
+def test_amounts_are_shown_as_they_are_written(size: int, share: int) -> None:
+    for amount in (Amount(size), Amount(share=share / 10_000)):
+        shown = parse_amount(plain(amount, parse_amount))
+        assert shown.bytes == amount.bytes
+        assert shown.share == pytest.approx(amount.share)
+
+
+def test_what_a_cache_may_hold() -> None:
+    assert CacheOptions().bounds == Bounds(size=Amount(20 << 30), free=Amount(share=0.05))
+    values = {
+        "cache_size": "10%",
+        "cache_free": "5G",
+        "cache_files": "1000",
+        "cache_ttl": "30d",
+        "cache_tti": "12h",
+    }
+    assert resolve(CacheOptions, [Layer("flag", values)]).bounds == Bounds(
+        size=Amount(share=0.1),
+        free=Amount(5 << 30),
+        files=1000,
+        ttl=30 * 86400.0,
+        tti=12 * 3600.0,
+    )
 
 
 @given(st.integers(0, 1 << 50))
@@ -183,10 +234,12 @@ def test_the_first_layer_that_has_a_value_wins_and_is_named() -> None:
         Layer("environment", {"cache_dir": "/e"}),
     ]
     found = explain(CacheOptions, layers)
-    assert (found["cache_size"].value, found["cache_size"].origin) == (1024, "flag")
+    assert (found["cache_size"].value, found["cache_size"].origin) == (Amount(1024), "flag")
     assert (found["cache_dir"].value, found["cache_dir"].origin) == (Path("/o"), "-o")
     assert explain(CacheOptions, [])["cache_size"].origin == "default"
-    assert resolve(CacheOptions, layers) == CacheOptions(cache_size=1024, cache_dir=Path("/o"))
+    assert resolve(CacheOptions, layers) == CacheOptions(
+        cache_size=Amount(1024), cache_dir=Path("/o")
+    )
 
 
 def test_values_of_other_groups_are_left_alone() -> None:
@@ -197,15 +250,15 @@ def test_a_bad_value_says_whose_it_is_and_what_is_taken() -> None:
     with pytest.raises(UsageError) as caught:
         resolve(CacheOptions, [Layer("/etc/x.toml", {"cache_size": "big"})])
     assert str(caught.value) == "`big` is no value for --cache-size (/etc/x.toml)"
-    assert (
-        caught.value.hint
-        == "it takes a number of bytes, or one with K, M, G or T behind it, " + ("as in 20G")
+    assert caught.value.hint == (
+        "it takes a number of bytes, or one with K, M, G or T behind it, as in 20G, "
+        "or a percentage, as in 10%"
     )
 
 
 def test_a_weaker_bad_value_is_not_looked_at() -> None:
     layers = [Layer("flag", {"cache_size": "1K"}), Layer("environment", {"cache_size": "big"})]
-    assert resolve(CacheOptions, layers).cache_size == 1024
+    assert resolve(CacheOptions, layers).cache_size == Amount(1024)
 
 
 @pytest.mark.parametrize("name", list(option_names(*ALL_OPTIONS)))
@@ -242,7 +295,7 @@ def test_toml_has_options_with_either_sign_and_the_arguments_of_commands(tmp_pat
     )
     (layer,) = toml_layers(file)
     assert layer.origin == str(file)
-    assert resolve(CacheOptions, [layer]).cache_size == 5 << 30
+    assert resolve(CacheOptions, [layer]).cache_size == Amount(5 << 30)
     assert resolve(StoreOptions, [layer]) == StoreOptions(connect_timeout=0.5, connections=3)
     assert resolve(MountOptions, [layer]).allow_other
     assert not resolve(ServeOptions, [layer]).sync

@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from cafsfs.cli.app import cafsfs
@@ -76,6 +77,8 @@ def test_commands_of_the_readme_exist() -> None:
                 assert target in targets, line
             case [program, name, *words] if Path(program).name == "cafsfs" and name.islower():
                 command = cafsfs.commands[name]
+                while isinstance(command, click.Group) and words and words[0] in command.commands:
+                    command = command.commands[words.pop(0)]
                 known = {each for option in command.params for each in option.opts}
                 flags = {word.partition("=")[0] for word in words if word.startswith("--")}
                 assert flags <= known | {"--help", "--"}, line

@@ -13,9 +13,11 @@ import sys
 
 import click
 
+from cafsfs.cli.cache import cache
 from cafsfs.cli.demo import demo
 from cafsfs.cli.inquire import check, stat
 from cafsfs.cli.mount import mount
+from cafsfs.cli.prefetch import prefetch
 from cafsfs.cli.serve import serve
 from cafsfs.cli.settings import config
 from cafsfs.cli.talk import complain, exit_code, in_our_words
@@ -52,7 +54,9 @@ def cafsfs() -> None:
     """
 
 
-for command in (mount, unmount, put, get, cat, check, stat, serve, config, demo):
+for command in (
+    *(mount, unmount, put, get, cat, check, stat, prefetch, cache, serve, config, demo),
+):
     cafsfs.add_command(command)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _METAVARS = {
     "parse_size": "SIZE",
+    "parse_amount": "SIZE|N%",
+    "parse_age": "AGE",
     "parse_seconds": "SECONDS",
     "parse_count": "N",
     "parse_id": "ID",
@@ -39,10 +41,13 @@ _METAVARS = {
 QUIET = Layer("default", {"log_level": "error"})
 
 
-def with_options(*groups: type, defaults: Layer | None = None) -> Callable[[F], F]:
+def with_options(
+    *groups: type, defaults: Layer | None = None, without: Collection[str] = ()
+) -> Callable[[F], F]:
     """Add a flag for every option of ``groups``, and ``--config``.
 
     ``defaults`` are those of the command where they are not the options' own; for the help only.
+    ``without`` names those that say nothing to the command, and get no flag.
     """
     settings = {
         name: setting
@@ -52,6 +57,8 @@ def with_options(*groups: type, defaults: Layer | None = None) -> Callable[[F], 
 
     def decorate(function: F) -> F:
         for name, each in reversed(option_names(*groups).items()):
+            if name in without:
+                continue
             parse, text = each.metadata["parse"], each.metadata["help"]
             value = settings[name].value
             if value is not None and value is not False:

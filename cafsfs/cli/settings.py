@@ -23,6 +23,7 @@ from cafsfs.config import (
     parse_uri,
     plain,
 )
+from cafsfs.store.cache.bounds import Amount
 
 
 @click.group()
@@ -102,4 +103,6 @@ def _table(settings: dict[str, Setting[Any]]) -> str:
 
 
 def _for_json(value: object) -> object:
+    if isinstance(value, Amount):
+        return f"{value.share * 100:g}%" if value.share else value.bytes
     return value if value is None or isinstance(value, bool | int | float) else str(value)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,6 +83,27 @@ def complain(error: CafsError) -> None:
     click.echo(f"error: {error}", err=True)
     if error.hint is not None:
         click.echo(f"\nhint: {error.hint}", err=True)
+
+
+def readable(size: int) -> str:
+    """A size as a human reads it, in powers of 1024: 512, 1.2G."""
+    value = float(size)
+    for unit in ("", "K", "M", "G"):
+        if value < 1023.95:  # 1024.0 would be as long
+            return f"{value:.1f}{unit}" if unit else str(size)
+        value /= 1024
+    return f"{value:.1f}T"
+
+
+def moment(seconds: float) -> str:
+    """A time since 1970 as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def blobs(count: int, size: int | None = None) -> str:
+    """So many blobs, of so many bytes."""
+    noun = "blob" if count == 1 else "blobs"
+    return f"{count} {noun}" + (f" ({readable(size)})" if size else "")
 
 
 def in_our_words(error: click.ClickException) -> CafsError:

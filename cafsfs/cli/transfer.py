@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from threading import Lock
-from typing import IO, NoReturn, Self
+from typing import IO, Self
 
 import click
 import trio
-from tqdm import tqdm
 
 from cafsfs.cli.options import QUIET, layers, with_options
+from cafsfs.cli.progress import Progress
 from cafsfs.cli.talk import complain, emit, run, start_logging
 from cafsfs.compose import open_store
 from cafsfs.config import LogOptions, StoreOptions, StoreUri, parse_uri, resolve
@@ -36,7 +35,6 @@ from cafsfs.packing import Compression
 from cafsfs.store.contracts import ContentStore
 from cafsfs.store.files import FileSink, FileSource, pull_to_file
 
-_BAR_DELAY = 0.5  # seconds; what is done sooner needs no progress bar
 _PIECE = 1 << 20  # bytes of ``cat`` at once
 
 _COMPRESSIONS = [each.name.lower() for each in Compression]
@@ -55,42 +53,6 @@ def _target(uri: str, config: Path | None, flags: dict[str, str | None]) -> _Tar
     found = [*layers(flags, config, parsed.layer), QUIET]
     start_logging(resolve(LogOptions, found))
     return _Target(parsed, resolve(StoreOptions, found))
-
-
-class _Progress:
-    """A progress bar of bytes on a terminal; nothing elsewhere, and nothing for short work."""
-
-    def __init__(self, total: int | None) -> None:
-        self._lock = Lock()  # tqdm's own is for the terminal, not for the count
-        self._bar: tqdm[NoReturn] = tqdm(
-            total=total,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            delay=_BAR_DELAY,
-            disable=None,  # unless standard error is a terminal
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def advance(self, count: int) -> None:
-        """So many bytes were just moved; from any thread."""
-        with self._lock:
-            self._bar.update(count)
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Make room for a line. Not tqdm's own way: it would show a bar before its time."""
-        shown = not self._bar.disable and self._bar.last_print_t > self._bar.start_t
-        if shown:
-            self._bar.clear()
-        yield
-        if shown:
-            self._bar.refresh()
 
 
 @contextmanager
@@ -178,7 +140,7 @@ async def _put(target: _Target, files: list[Path], compression: Compression) -> 
     waiting = iter(enumerate(files))
     limiter = trio.CapacityLimiter(target.options.connections)
 
-    async def work(store: ContentStore, progress: _Progress, report: _Report) -> None:
+    async def work(store: ContentStore, progress: Progress, report: _Report) -> None:
         for index, path in waiting:
             try:
                 digest = await _put_file(store, path, limiter, progress)
@@ -189,7 +151,7 @@ async def _put(target: _Target, files: list[Path], compression: Compression) -> 
                 report.failed(index, _about_file(path, error, target.uri))
 
     async with open_store(target.uri, target.options, compression=compression) as store:
-        with _Progress(sum(map(_size, files))) as progress, _Report(progress) as report:
+        with Progress(sum(map(_size, files))) as progress, _Report(progress) as report:
             async with trio.open_nursery() as nursery:
                 for _ in range(min(target.options.connections, len(files))):
                     nursery.start_soon(work, store, progress, report)
@@ -199,7 +161,7 @@ async def _put(target: _Target, files: list[Path], compression: Compression) -> 
 class _Report:
     """Says what became of each file, in the order of the files, beside a progress bar."""
 
-    def __init__(self, progress: _Progress) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._lines: dict[int, str] = {}
         self._next = 0
@@ -246,7 +208,7 @@ def _about_file(path: Path, error: CafsError, uri: StoreUri) -> CafsError:
 class _Watched:
     """A file whose upload is shown; a second try shows what the first has not reached."""
 
-    def __init__(self, source: FileSource, progress: _Progress) -> None:
+    def __init__(self, source: FileSource, progress: Progress) -> None:
         self._source = source
         self._progress = progress
         self._shown = 0
@@ -267,7 +229,7 @@ class _Watched:
 
 
 async def _put_file(
-    store: ContentStore, path: Path, limiter: trio.CapacityLimiter, progress: _Progress
+    store: ContentStore, path: Path, limiter: trio.CapacityLimiter, progress: Progress
 ) -> Digest:
     source = await trio.to_thread.run_sync(FileSource, path, limiter=limiter)
     try:
@@ -339,7 +301,7 @@ def get(
 async def _get(target: _Target, digest: Digest, path: Path) -> None:
     limiter = trio.CapacityLimiter(1)
     async with open_store(target.uri, target.options) as store:
-        with _Progress(None) as progress:
+        with Progress(None) as progress:
             try:
                 await pull_to_file(store, digest, path, limiter=limiter, on_write=progress.advance)
             except StoreError as error:

@@ -119,7 +119,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileHandleT:
-        return pyfuse3.FileHandleT(self._fs.opendir(inode))
+        return pyfuse3.FileHandleT(await self._fs.opendir(inode))
 
     @guarded
     async def readdir(

@@ -1,38 +1,45 @@
 """Put a fast store in front of a slow one, and pull each blob once, however many want it.
 
 The whole way of a read: ``fuse/operations.py`` → ``vfs/filesystem.py`` → ``OpenBlob.read`` here →
-``CachedFile.read`` in ``disk_cache.py``; and while the blob is not there yet, ``_load`` here →
+``CachedFile.read`` in ``cache/``; and while the blob is not there yet, ``_load`` here →
 ``upstream.pull`` (retrying, fallback, unpacking, remote) → a partial file of the cache.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 
 import trio
 
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError, CorruptBlob, StoreError, TimedOut, Unavailable
 from cafsfs.metrics import Metrics
+from cafsfs.packing import Compression
+from cafsfs.store.cache.cached_file import CachedFile
+from cafsfs.store.cache.disk_cache import CacheUsage, DiskCache, Listed
+from cafsfs.store.cache.partials import FULL, Partial, Progress
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
-from cafsfs.store.disk_cache import CachedFile, CacheUsage, DiskCache, Partial
 
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 1 << 17  # stats of blobs that are not cached; about 40 MB at most
+_MENDS = 3  # times that a read has a blob pulled anew, which somebody spoils again and again
 _GLANCES = 10  # looks at the progress of a pull in the time that a reader waits without any
 
 
 @dataclass(slots=True)
 class _Pulling:
-    """The content is on its way; ``partial`` is None while the cache is being asked."""
+    """The content is on its way, or is being verified.
+
+    With ``anew`` what the cache has is known to be wrong.
+    """
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    partial: Partial | None = None
+    progress: Progress = field(default_factory=Progress)
+    anew: bool = False
 
 
 @dataclass(slots=True)
@@ -55,13 +62,14 @@ class OpenBlob:
         self,
         digest: Digest,
         moving: Callable[[], int],
-        broken: Callable[[OpenBlob], Awaitable[None]],
+        mend: Callable[[OpenBlob, CachedFile, CafsError], object],
     ) -> None:
         self.digest = digest
         self._moving = moving
-        self._broken = broken
+        self._mend = mend
         self._stuck_at: int | None = None
         self.users = 0
+        self.retired: list[CachedFile] = []  # found wrong; others may be reading from them yet
         self.settled = trio.Event()
         self.state: _Pulling | _Ready | _Failed = _Pulling()
 
@@ -98,23 +106,28 @@ class OpenBlob:
                 raise AssertionError("settled, but still being pulled")
 
     async def read(self, offset: int, length: int, *, patience: float) -> bytes | bytearray:
-        """min(length, size − offset) bytes, or an error: never less; raises as ``wait``."""
+        """min(length, size − offset) bytes, or an error: never less; raises as ``wait``.
+
+        A cached file that was changed by somebody else, or cannot be read, is pulled again.
+        """
         match self.state:
             case _Ready(file):
                 pass
             case _:
                 file = await self.wait(patience)
-        try:
-            return await file.read(offset, length)
-        except (CorruptBlob, StoreError):
-            await self._broken(self)
-            raise
+        for _ in range(_MENDS):
+            try:
+                return await file.read(offset, length)
+            except (CorruptBlob, StoreError) as error:
+                self._mend(self, file, error)
+            file = await self.wait(patience)
+        return await file.read(offset, length)
 
     def _progress(self) -> int:
         """Of this pull; before its first byte, of all: it may be waiting for its turn."""
         match self.state:
-            case _Pulling(partial=Partial(progress=progress)) if progress:
-                return progress
+            case _Pulling(progress=Progress(count=count)) if count:
+                return count
             case _:
                 return -self._moving()
 
@@ -130,6 +143,8 @@ class _Inquiry:
 class ReadCachingStore(ContentStore):
     """``cache`` in front of ``upstream``. Pulls and inquiries run as tasks of ``nursery``.
 
+    With ``finish_pulls`` a pull goes on when its last reader leaves.
+
     ``on_size_changed(digest)`` is called when a size that was given out proves wrong.
     """
 
@@ -139,9 +154,11 @@ class ReadCachingStore(ContentStore):
         upstream: ContentStore,
         nursery: trio.Nursery,
         *,
+        finish_pulls: bool = False,
         metrics: Metrics | None = None,
     ) -> None:
         self._cache = cache
+        self._finish_pulls = finish_pulls
         self._upstream = upstream
         self._nursery = nursery
         self._metrics = metrics or Metrics()
@@ -167,18 +184,43 @@ class ReadCachingStore(ContentStore):
         """The size of a blob that is known to be cached, else None."""
         return self._cache.known_size(digest)
 
-    def listing(self) -> list[Digest]:
-        """The blobs known to be cached."""
-        return self._cache.listing()
-
     def is_pulling(self, digest: Digest) -> bool:
         """True while the blob is in flight."""
         blob = self._open.get(digest)
         return blob is not None and isinstance(blob.state, _Pulling)
 
-    def recall(self, digest: Digest) -> BlobStat | None:
-        """What a server has told of a blob, if it is remembered."""
-        return self._told.get(digest)
+    # --- from the cache's index and disk
+
+    async def listing(self) -> list[Listed]:
+        """The blobs known to be cached."""
+        return await self._cache.listing()
+
+    async def is_cached(self, digest: Digest) -> bool:
+        """Is the blob there, of a size that was verified?"""
+        try:
+            return await self._cache.vouched_size(digest) is not None
+        except (BlobNotFound, StoreError):
+            return False
+
+    async def is_pinned(self, digest: Digest) -> bool:
+        """Is the blob never to be evicted?"""
+        return await self._cache.is_pinned(digest)
+
+    async def recall(self, digest: Digest) -> BlobStat | None:
+        """What is remembered of a blob, from its pull or from what a server has told."""
+        try:
+            entry = await self._cache.describe(digest)
+        except StoreError:
+            entry = None
+        if entry is None or entry.source is None:
+            return self._told.get(digest)
+        return BlobStat(
+            size=entry.size,
+            packed_size=entry.packed_size,
+            compression=Compression[entry.compression.upper()] if entry.compression else None,
+            source=entry.source,
+            verified_at=int(entry.verified),
+        )
 
     # --- the contract
 
@@ -229,6 +271,14 @@ class ReadCachingStore(ContentStore):
     async def put(self, digest: Digest, source: ContentSource) -> None:
         await self._upstream.put(digest, source)
 
+    async def fetch(self, digest: Digest) -> int:
+        """Have the blob in the cache; returns its size."""
+        blob = self.open(digest)
+        try:
+            return (await blob.wait(patience=float("inf"))).size  # upstream has its own deadlines
+        finally:
+            self.close(blob)
+
     # --- open blobs
 
     def open(self, digest: Digest) -> OpenBlob:
@@ -239,37 +289,50 @@ class ReadCachingStore(ContentStore):
         """
         blob = self._open.get(digest)
         if blob is None:
-            blob = self._open[digest] = OpenBlob(digest, self._progress_of_all, self._drop_broken)
+            blob = self._open[digest] = OpenBlob(digest, self._progress_of_all, self._pull_anew)
             self._nursery.start_soon(self._load, blob)
         blob.users += 1
         return blob
 
     def close(self, blob: OpenBlob) -> None:
-        """The last one to close stops a pull that is still under way."""
+        """The last one to close stops a pull, unless another process waits for it."""
         blob.users -= 1
         if blob.users:
             return
-        if self._open.get(blob.digest) is blob:
-            del self._open[blob.digest]
         match blob.state:
-            case _Ready(file):
-                file.close()
+            case _Pulling() if self._finish_pulls or self._cache.is_wanted(blob.digest):
+                return  # ``_settle`` sees that nobody is left
             case _Pulling(scope):
                 scope.cancel()
+            case _Ready(file):
+                file.close()
             case _Failed():
                 pass
+        self._take_out(blob)
+
+    def _take_out(self, blob: OpenBlob) -> None:
+        """The next ``open`` begins anew."""
+        if self._open.get(blob.digest) is blob:
+            del self._open[blob.digest]
+        while not blob.users and blob.retired:
+            blob.retired.pop().close()
 
     def _progress_of_all(self) -> int:
         """Grows while any pull moves or ends."""
         states = [blob.state for blob in self._open.values()]
-        moving = [each.partial for each in states if isinstance(each, _Pulling) and each.partial]
-        return self._pieces + sum(partial.progress for partial in moving)
+        return self._pieces + sum(e.progress.count for e in states if isinstance(e, _Pulling))
 
-    async def _drop_broken(self, blob: OpenBlob) -> None:
-        """A cached file that cannot be read, or not to its end: the next ``open`` pulls again."""
-        if self._open.get(blob.digest) is blob:
-            del self._open[blob.digest]
-            await self._cache.drop(blob.digest)
+    def _pull_anew(self, blob: OpenBlob, file: CachedFile, error: CafsError) -> None:
+        """A cached file has proved wrong: bring the blob once more, for all its readers."""
+        if blob.state != _Ready(file):
+            return  # somebody else was quicker
+        log.warning("%s; pulling %s again", error, blob.digest)
+        if isinstance(error.__cause__, OSError):
+            self._cache.note_trouble(error.__cause__)
+        blob.retired.append(file)
+        blob.state = _Pulling(anew=True)
+        blob.settled = trio.Event()
+        self._nursery.start_soon(self._load, blob)
 
     def fail_all(self, error: CafsError) -> None:
         """Wake every waiter with ``error``: before the filesystem goes away."""
@@ -299,49 +362,64 @@ class ReadCachingStore(ContentStore):
             self._settle(blob, outcome)
 
     def _settle(self, blob: OpenBlob, outcome: _Ready | _Failed) -> None:
-        if not isinstance(blob.state, _Pulling) or not blob.users:
-            if isinstance(outcome, _Ready):  # all readers have left meanwhile
-                outcome.file.close()
-            return
-        blob.state = outcome
-        if isinstance(outcome, _Failed) and self._open.get(blob.digest) is blob:
-            del self._open[blob.digest]
-        blob.settled.set()
+        pulling = blob.state
+        if isinstance(pulling, _Pulling):
+            self._pieces += 1 + pulling.progress.count
+            blob.state = outcome
+            blob.settled.set()
+        if isinstance(outcome, _Failed) or not blob.users:
+            self._take_out(blob)
+        if isinstance(outcome, _Ready) and not (blob.users and blob.state is outcome):
+            outcome.file.close()  # all readers have left meanwhile, or were told otherwise
 
     async def _bring(self, digest: Digest, pulling: _Pulling) -> CachedFile:
-        try:
-            file = await self._open_cached(digest)
-        except BlobNotFound:
-            self._metrics.cache_misses += 1
-        except StoreError as error:  # a cache may fail; the read may not fail because of it
-            self._metrics.cache_misses += 1
-            log.warning("%s; pulling %s again", error, digest)
+        """The content, from the cache or into it; a cache may fail, a read may not for that."""
+        if pulling.anew:
+            await self._cache.drop(digest)
         else:
-            self._metrics.cache_hits += 1
-            return file
+            try:
+                file = await self._cache.open(digest, pulling.progress)
+            except BlobNotFound:
+                pass
+            except StoreError as error:
+                log.warning("%s; pulling %s again", error, digest)
+            else:
+                self._metrics.cache_hits += 1
+                return self._check_cached(digest, file)
+        self._metrics.cache_misses += 1
         try:
-            return await self._fill(digest, pulling)
+            return await self._pull(digest, pulling)
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise StoreError(f"cannot write the cache: {error.strerror}") from error
-            raise StoreError(
-                "cannot write the cache: its disk is full", hint="lower --cache-size"
-            ) from error
+            if error.errno in FULL:
+                raise StoreError(
+                    f"no room for {digest}, neither in the cache nor in a temporary file",
+                    hint="free some space on the cache's disk, or in $TMPDIR",
+                ) from error
+            self._cache.note_trouble(error)
+        try:
+            return await self._pull(digest, pulling)  # past the cache
+        except OSError as error:
+            raise StoreError(f"cannot keep {digest}: {error.strerror}") from error
 
-    async def _open_cached(self, digest: Digest) -> CachedFile:
-        file = await self._cache.open(digest)
-        told = self._told.get(digest)
-        if told is not None and told.size not in {None, file.size}:
+    def _check_cached(self, digest: Digest, file: CachedFile) -> CachedFile:
+        try:
+            self._check_size(digest, BlobStat(size=file.size, source="cache"))
+        except CorruptBlob:
             file.close()
-            # Who is wrong, only a pull can tell: it replaces the file, or fails.
-            raise StoreError(
-                f"the cached file has {file.size} bytes, {told.source} said {told.size}"
-            )
+            raise
         return file
 
-    async def _fill(self, digest: Digest, pulling: _Pulling) -> CachedFile:
+    async def _pull(self, digest: Digest, pulling: _Pulling) -> CachedFile:
+        told = self._told.get(digest)
+        expected = None if told is None else told.size
+        claimed = await self._cache.claim(digest, expected=expected, progress=pulling.progress)
+        if isinstance(claimed, CachedFile):  # another process has pulled it
+            return self._check_cached(digest, claimed)
+        return await self._fill(claimed)
+
+    async def _fill(self, partial: Partial) -> CachedFile:
         began = trio.current_time()
-        partial = pulling.partial = self._cache.begin(digest)
+        digest = partial.digest
         self._metrics.pulls += 1
         try:
             try:
@@ -351,13 +429,11 @@ class ReadCachingStore(ContentStore):
                 self._retract(digest)
                 raise
             self._check_size(digest, stat)
-            file = await self._cache.commit(partial)
+            file = await self._cache.commit(partial, stat)
         except CafsError:
             self._metrics.pull_errors += 1
             raise
         finally:
-            self._pieces += 1 + partial.progress
-            pulling.partial = None
             await self._cache.discard(partial)
         self._metrics.pulled_bytes += file.size
         log.info(
@@ -386,6 +462,8 @@ class ReadCachingStore(ContentStore):
         except (BlobNotFound, StoreError):
             pass
         stat = await self._upstream.stat(digest)
+        if stat.size is None and (length := await self._length(digest)) is not None:
+            stat = replace(stat, size=length)
         if stat.size is None:
             blob = self.open(digest)
             try:
@@ -393,8 +471,15 @@ class ReadCachingStore(ContentStore):
                 stat = self._told.get(digest) or BlobStat(size=file.size)
             finally:
                 self.close(blob)
+            self._cache.ledger.remember_length(digest, file.size)
         self._remember(digest, stat)
         return stat
+
+    async def _length(self, digest: Digest) -> int | None:
+        try:
+            return await self._cache.length(digest)
+        except StoreError:
+            return None
 
     def _check_size(self, digest: Digest, stat: BlobStat) -> None:
         """A length that was given out and proves wrong would truncate every copy: fail instead.

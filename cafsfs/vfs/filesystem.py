@@ -12,13 +12,14 @@ import logging
 import math
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, CorruptBlob, NoSuchName, NotSupported, TimedOut
 from cafsfs.metrics import Metrics
+from cafsfs.store.cache.disk_cache import Listed
 from cafsfs.store.read_caching import OpenBlob, ReadCachingStore
 from cafsfs.vfs.names import parse_blob_name
 from cafsfs.vfs.nodes import BlobNode, BlobTable, ControlFile, Fixed, Node
@@ -85,7 +86,7 @@ class _OpenControl:
 
 @dataclass(slots=True)
 class _OpenDirectory:
-    entries: list[tuple[bytes, Digest | Fixed]]
+    entries: list[tuple[bytes, Listed | Fixed]]
 
 
 class FileSystem:
@@ -169,8 +170,12 @@ class FileSystem:
     async def getattr(self, inode: int) -> Attributes:
         """Attributes; waits for the network only where a size has proved wrong."""
         node = self._node(inode)
-        if isinstance(node, BlobNode) and node.size is None:
-            node.size = await self._size(node.digest)
+        if isinstance(node, BlobNode):
+            if node.size is None:
+                node.size = await self._size(node.digest)
+            elif self._store.cached_size(node.digest) is None:
+                with trio.move_on_after(self._lookup_deadline):
+                    await self._store.is_cached(node.digest)  # what memory has forgotten
         return self._attributes(node)
 
     def size_is_wrong(self, digest: Digest) -> None:
@@ -199,10 +204,12 @@ class FileSystem:
         if key == "hash":
             return digest.hex.encode()
         if key == "state":
-            if self._store.cached_size(digest) is not None:
-                return b"cached"
-            return b"partial" if self._store.is_pulling(digest) else b"remote"
-        told = self._store.recall(digest)
+            if self._store.is_pulling(digest):
+                return b"partial"
+            return b"cached" if await self._store.is_cached(digest) else b"remote"
+        if key == "pin":
+            return b"yes" if await self._store.is_pinned(digest) else b"no"
+        told = await self._store.recall(digest)
         if told is None:
             return None
         values = {
@@ -255,18 +262,19 @@ class FileSystem:
 
     # --- directories
 
-    def opendir(self, inode: int) -> int:
+    async def opendir(self, inode: int) -> int:
         """A handle on a listing as it is now."""
         directory = self._node(inode)
         if not isinstance(directory, Fixed):
             raise NotSupported("a file cannot be listed")
         # Every directory is the root, or in it.
-        entries: list[tuple[bytes, Digest | Fixed]] = [(b".", directory), (b"..", Fixed.ROOT)]
+        entries: list[tuple[bytes, Listed | Fixed]] = [(b".", directory), (b"..", Fixed.ROOT)]
         match directory:
             case Fixed.ROOT:
                 entries.append((b"blake3", Fixed.BLAKE3))
             case Fixed.BLAKE3:
-                entries += [(digest.hex.encode(), digest) for digest in self._store.listing()]
+                listed = await self._store.listing()
+                entries += [(blob.digest.hex.encode(), blob) for blob in listed]
             case Fixed.CONTROL:
                 pass  # found by name, never listed
         return self._handle(_OpenDirectory(entries))
@@ -283,9 +291,19 @@ class FileSystem:
             if isinstance(target, Fixed):
                 yield name, self._attributes(target), position + 1
                 continue
-            size = self._store.cached_size(target)
-            if size is not None:  # else it was evicted since
-                yield name, self._attributes(self._blobs.add(target, size)), position + 1
+            yield name, self._listed_attributes(target), position + 1
+
+    def _listed_attributes(self, listed: Listed) -> Attributes:
+        node = self._blobs.find(listed.digest) or self._blobs.add(listed.digest, listed.size)
+        if listed.verified:
+            node.size = listed.size
+            known = self._store.cached_size(listed.digest) is not None
+            remember = FOREVER if known else _UNSETTLED  # it may have been evicted since
+        else:
+            node.size = node.size or listed.size
+            remember = 0  # nobody vouches for the size: it is to be asked for before it is used
+        blocks = _blocks(node.size, cached=True)
+        return replace(self._attributes(node), blocks=blocks, remember=remember)
 
     def listed(self, inode: int) -> None:
         """The kernel took an entry of a listing: a reference, as a lookup gives one."""

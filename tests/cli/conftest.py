@@ -19,6 +19,17 @@ def open_directory() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.fixture(scope="package", autouse=True)
+def runtime_directory() -> Iterator[Path]:
+    """Where mounts of these tests have their control sockets: nobody else's mounts are there."""
+    with (
+        tempfile.TemporaryDirectory(prefix="cafsfs-run-") as name,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("CAFSFS_RUNTIME_DIR", name)
+        yield Path(name)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     serving = Serving(tmp_path_factory.mktemp("server"))

@@ -60,8 +60,12 @@ class Done:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Ours, without what would configure cafsfs."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("CAFSFS_")}
+    """Ours, without what would configure cafsfs; its runtime directory is the tests' own."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("CAFSFS_") or name == "CAFSFS_RUNTIME_DIR"
+    }
     # Not the user's configuration, nor coverage or warnings of a parent.
     return {**clean, "HOME": "/nonexistent", "PYTHONPATH": str(REPOSITORY), **changes}
 

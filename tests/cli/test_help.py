@@ -30,6 +30,8 @@ def test_the_commands_of_the_design() -> None:
     assert {context.command_path for context, _ in COMMANDS} == {
         *("cafsfs mount", "cafsfs unmount", "cafsfs serve", "cafsfs demo", "cafsfs config show"),
         *("cafsfs put", "cafsfs get", "cafsfs cat", "cafsfs check", "cafsfs stat"),
+        *("cafsfs prefetch", "cafsfs cache status", "cafsfs cache ls", "cafsfs cache verify"),
+        *("cafsfs cache gc", "cafsfs cache evict", "cafsfs cache pin", "cafsfs cache unpin"),
     }
 
 
@@ -42,7 +44,7 @@ def test_help_teaches(context: click.Context, command: click.Command) -> None:
     assert opening.endswith(".")
     arguments = [each for each in command.params if isinstance(each, click.Argument)]
     for each in arguments:
-        name = (each.metavar or each.name or "").rstrip("…").upper().removesuffix("S")
+        name = (each.metavar or each.name or "").strip("[…]").upper().removesuffix("S")
         assert name in text.partition("Options:")[0].partition("\n")[2].upper(), name
     if command.name != "unmount":
         assert f"\n  {context.command_path} " in text.replace("CAFSFS_CACHE_SIZE=5G ", "")
@@ -62,7 +64,7 @@ def test_the_list_of_commands_cuts_no_sentence_off(
 
 def test_defaults_are_shown() -> None:
     text = " ".join(next(c.get_help(x) for x, c in COMMANDS if c.name == "mount").split())
-    assert "bytes that the cache may hold [default: 20G]" in text
+    assert "what the cache may hold, in bytes or percent of its disk [default: 20G]" in text
     assert "debug, info, warning or error [default: info]" in text
     text = " ".join(next(c.get_help(x) for x, c in COMMANDS if c.name == "get").split())
     assert "debug, info, warning or error [default: error]" in text

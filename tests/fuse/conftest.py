@@ -11,8 +11,8 @@ import pytest
 
 from tests.bad_server import BadServerProcess
 from tests.fuse.mounted import CONNECTIONS, FSTYPE, Mounted, mount_lines, remove_tree
-from tests.fuse.processes import pids_of, run
-from tests.fuse.serving import ROOT, BlobMaker, Roots
+from tests.fuse.processes import attempt, pids_of, run
+from tests.fuse.serving import ROOT, Blob, BlobMaker, Roots
 
 
 class Mounting(Protocol):
@@ -29,6 +29,28 @@ def fusectl() -> Iterator[None]:
     yield
     if mounted:
         run("umount", CONNECTIONS)
+
+
+def cached_file(cache: Path, blob: Blob) -> Path:
+    """Where a cache keeps a blob."""
+    return cache / "blobs" / blob.hash[:2] / blob.hash[2:4] / blob.hash
+
+
+def drop_pages(mount: Mounted, blob: Blob) -> None:
+    """Let the kernel ask again: what it remembers is right, and would hide what happened."""
+    expression = "os.posix_fadvise(os.open(a[0], 0), 0, 0, os.POSIX_FADV_DONTNEED)"
+    attempt(expression, mount.path(blob))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def runtime_directory() -> Iterator[Path]:
+    """Where mounts of these tests have their control sockets: nobody else's mounts are there."""
+    with (
+        tempfile.TemporaryDirectory(prefix="cafsfs-run-") as name,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("CAFSFS_RUNTIME_DIR", name)
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ from cafsfs.cli.app import invoke
 os.setgroups([])
 os.setgid({NOBODY})
 os.setuid({NOBODY})
-os.environ.update(HOME=os.getcwd(), USER="nobody")
+os.environ.update(HOME=os.getcwd(), USER="nobody", CAFSFS_RUNTIME_DIR=os.getcwd() + "/run")
 sys.exit(invoke(sys.argv[1:]))
 """
 
@@ -86,8 +86,8 @@ def world(scratch: Path, request: pytest.FixtureRequest) -> Iterator[World]:
         why = made.holder.finish().err
         made.holder.end()
         pytest.skip(f"no namespace with a /dev/fuse of its own: {why}")
-    for name in ("mnt", "cache"):
-        (scratch / name).mkdir()
+    for name in ("mnt", "cache", "run"):
+        (scratch / name).mkdir(mode=0o755)
         os.chown(scratch / name, NOBODY, NOBODY)
     (scratch / "mount.log").touch()
     yield made
@@ -190,3 +190,14 @@ def test_a_directory_of_somebody_else_is_refused(
     assert done.code == 1
     assert "user has no write access to mountpoint" in done.err
     assert "Traceback" not in done.err
+
+
+def test_the_cache_of_an_ordinary_user_is_closed_to_others(
+    mount: Mounted, world: World, blob: Blob
+) -> None:
+    world.run("cmp", mount.path(blob), blob.source).ok()
+    stranger = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups")
+    done = run(*world.enter, *stranger, "ls", mount.cache / "blobs")
+    assert (done.code, "Permission denied" in done.err) == (2, True)
+    for path in [mount.cache / "index.sqlite", *mount.cache.rglob(blob.hash)]:
+        assert path.stat().st_mode & 0o077 == 0, path

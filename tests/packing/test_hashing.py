@@ -61,6 +61,34 @@ def test_a_descriptor_is_read_from_its_beginning_and_stays_where_it_was(tmp_path
         assert file.tell() == 100
 
 
+@pytest.mark.parametrize("size", [0, 1, 70_000, 20 << 20])
+def test_it_tells_of_every_piece_of_a_descriptor(tmp_path: Path, size: int) -> None:
+    content = official_input(size)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    told: list[int] = []
+    with path.open("rb") as file:
+        assert hash_file(file.fileno(), on_read=told.append) == hash_bytes(content)
+    assert sum(told) == size
+    assert 0 not in told
+
+
+def test_what_on_read_raises_ends_it(tmp_path: Path) -> None:
+    """Who is cancelled does not wait for the end of a large file."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 << 20))
+    told: list[int] = []
+
+    def cancelled(count: int) -> None:
+        told.append(count)
+        raise InterruptedError
+
+    with path.open("rb") as file, pytest.raises(InterruptedError):
+        hash_file(file.fileno(), on_read=cancelled)
+    assert len(told) == 1
+    assert told[0] < 64 << 20
+
+
 def test_an_absent_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         hash_file(tmp_path / "absent")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import re
@@ -109,15 +110,30 @@ class CallingSource(MemorySource):
         return super().read_at(buffer, offset)
 
 
+def may_log(expect_log: Callable[[str], None], text: str) -> None:
+    """Announce a warning that comes or does not, as threads happen to run."""
+    expect_log(text)
+    logging.getLogger("cafsfs.tests").warning("%s", text)
+
+
 def descriptors() -> int:
     """How many descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))
 
 
+# What stands in a cache beside the blobs, as long as it is open or for good.
+_BOOKS = re.compile(r"index\.(sqlite(-wal|-shm)?|lock)|foreground|sessions/[0-9]+\.[0-9a-f]{8}")
+
+
 def strays(directory: Path) -> list[Path]:
     """Files below ``directory`` that are no blobs: nothing may leave one."""
     files = (each for each in directory.rglob("*") if each.is_file())
-    return [each for each in files if re.fullmatch("[0-9a-f]{64}", each.name) is None]
+    return [
+        each
+        for each in files
+        if re.fullmatch("[0-9a-f]{64}", each.name) is None or each.parent.name == "partial"
+        if not _BOOKS.fullmatch(str(each.relative_to(directory)))
+    ]
 
 
 async def eventually(condition: Callable[[], bool]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -12,13 +13,21 @@ import trio
 
 from cafsfs.client import RemoteStore, Server
 from cafsfs.digest import Digest
+from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
 from cafsfs.server import CafsServer
-from cafsfs.store.contracts import ContentStore, PackedStore
-from cafsfs.store.disk_cache import DiskCache
+from cafsfs.store.cache.bounds import Amount, Bounds
+from cafsfs.store.cache.disk_cache import DiskCache
+from cafsfs.store.cache.partials import Shelter
+from cafsfs.store.cache.premises import Premises, Session
+from cafsfs.store.cache.upkeep import Upkeep, _open_index, open_disk_cache
+from cafsfs.store.content_directory import ContentDirectory
+from cafsfs.store.contracts import ContentSource, ContentStore, PackedStore
+from cafsfs.store.fail_fast import FailFastStore
 from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.local_root import LocalRoot, blob_path
-from cafsfs.store.memory import MemoryPackedStore, MemoryStore
+from cafsfs.store.memory import MemoryPackedStore, MemorySink, MemoryStore
+from cafsfs.store.pacing import PacingStore
 from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.store.retrying import RetryingStore
 from cafsfs.store.unpacking import UnpackingStore
@@ -53,9 +62,72 @@ ContentMaker = Callable[[Path], AbstractAsyncContextManager[ContentStack]]
 PackedMaker = Callable[[Path], AbstractAsyncContextManager[PackedStack]]
 
 
+class Caches:
+    """Caches as processes have them, each with its session and index; all closed at the end.
+
+    They are kept by an ``Upkeep`` that does nothing but what the test calls it to do.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[DiskCache] = []
+
+    def open(
+        self,
+        directory: Path,
+        size: int = 1 << 30,
+        *,
+        bounds: Bounds | None = None,
+        metrics: Metrics | None = None,
+        shelter: Shelter | None = None,
+        background: bool = False,
+    ) -> DiskCache:
+        """One more process that uses ``directory``, with a bound of ``size`` bytes."""
+        premises = Premises(directory)
+        cache = DiskCache(
+            premises,
+            _open_index(premises),
+            bounds=bounds or Bounds(size=Amount(size)),
+            metrics=metrics,
+            shelter=shelter,
+            background=background,
+        )
+        cache.keeper = Upkeep(cache)
+        premises.enter(Session(os.getpid(), "a test", None if background else size))
+        self._open.append(cache)
+        return cache
+
+    def crash(self, cache: DiskCache) -> None:
+        """What a killed process leaves of it: what was not written is lost, and its locks."""
+        self._open.remove(cache)
+        cache.ledger.index.close()
+        cache.premises.close()
+
+    async def leave(self, cache: DiskCache) -> None:
+        """As at an unmount."""
+        await upkeep_of(cache).finish()
+        self.crash(cache)
+
+    def close(self) -> None:
+        while self._open:
+            self.crash(self._open[0])
+
+
+def upkeep_of(cache: DiskCache) -> Upkeep:
+    assert isinstance(cache.keeper, Upkeep)
+    return cache.keeper
+
+
 def spoil_file(directory: Path, digest: Digest) -> None:
     path = blob_path(directory / "blobs", digest)
     path.write_bytes(_spoiled(path.read_bytes()))
+
+
+def spoil_silently(directory: Path, digest: Digest) -> None:
+    """As a disk rots: the file's times stay as they were."""
+    path = blob_path(directory / "blobs", digest)
+    before = path.stat()
+    spoil_file(directory, digest)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def spoil_memory(store: MemoryPackedStore, digest: Digest) -> None:
@@ -108,8 +180,8 @@ async def memory(_: Path) -> AsyncIterator[ContentStack]:
 
 @asynccontextmanager
 async def disk_cache(directory: Path) -> AsyncIterator[ContentStack]:
-    cache = DiskCache(directory, max_bytes=1 << 30)
-    yield ContentStack(cache, partial(spoil_file, directory))
+    async with open_disk_cache(directory) as cache:
+        yield ContentStack(cache, partial(spoil_silently, directory))
 
 
 @asynccontextmanager
@@ -135,10 +207,48 @@ async def retrying(directory: Path) -> AsyncIterator[ContentStack]:
         yield ContentStack(RetryingStore(inner.store, attempts=2), inner.spoil)
 
 
+class FilledDirectory(ContentDirectory):
+    """With the cache that fills it: it takes no content itself."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, limiter=_limiter())
+        self._filled = directory / "blobs"
+
+    async def put(self, digest: Digest, source: ContentSource) -> None:
+        verified, sink = MemoryStore(), MemorySink()
+        await verified.put(digest, source)
+        await verified.pull(digest, sink)
+        path = blob_path(self._filled, digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sink.content)
+
+
+@asynccontextmanager
+async def content_directory(directory: Path) -> AsyncIterator[ContentStack]:
+    yield ContentStack(
+        FilledDirectory(directory), partial(spoil_file, directory), tells_sizes=False
+    )
+
+
+@asynccontextmanager
+async def fail_fast(directory: Path) -> AsyncIterator[ContentStack]:
+    async with (
+        unpacking(directory, memory_packed, Compression.NONE) as inner,
+        trio.open_nursery() as nursery,
+    ):
+        yield ContentStack(FailFastStore(inner.store, nursery), inner.spoil)
+
+
+@asynccontextmanager
+async def pacing(directory: Path) -> AsyncIterator[ContentStack]:
+    async with unpacking(directory, memory_packed, Compression.NONE) as inner:
+        yield ContentStack(PacingStore(inner.store, rate=1 << 40), inner.spoil)
+
+
 @asynccontextmanager
 async def read_caching(directory: Path) -> AsyncIterator[ContentStack]:
-    cache = DiskCache(directory, max_bytes=1 << 30)
     async with (
+        open_disk_cache(directory) as cache,
         unpacking(directory, memory_packed, Compression.NONE) as upstream,
         trio.open_nursery() as nursery,
     ):
@@ -160,6 +270,9 @@ CONTENT_STACKS: dict[str, ContentMaker] = {
     "unpacking root, zlib": partial(unpacking, below=local_root, compression=Compression.ZLIB),
     "fallback": fallback,
     "retrying": retrying,
+    "content directory": content_directory,
+    "fail fast": fail_fast,
+    "pacing": pacing,
     "read caching": read_caching,
     "remote": partial(unpacking, below=remote, compression=Compression.NONE),
 }

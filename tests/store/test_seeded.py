@@ -1,4 +1,4 @@
-"""A read-only tier in front: it may have the blob, or be wrong in any way, but never be in the way."""
+"""A read-only tier in front: it may have the blob, or be wrong, but it is never in the way."""
 
 from __future__ import annotations
 

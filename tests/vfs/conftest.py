@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
 from cafsfs.metrics import Metrics
-from cafsfs.store.disk_cache import DiskCache
 from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.vfs.filesystem import FileSystem, VfsOptions
+from tests.store.stacks import Caches
 from tests.vfs.scripted import BORN_NS, Scene, ScriptedStore
 
 
 @pytest.fixture
-async def scene(tmp_path: Path, nursery: trio.Nursery) -> Scene:
+def caches() -> Iterator[Caches]:
+    caches = Caches()
+    yield caches
+    caches.close()
+
+
+@pytest.fixture
+async def scene(tmp_path: Path, caches: Caches, nursery: trio.Nursery) -> Scene:
     """A cache of 10,000 bytes, and control files whose content changes with each rendering."""
     metrics = Metrics()
-    cache = DiskCache(tmp_path / "cache", max_bytes=10_000, metrics=metrics)
+    cache = caches.open(tmp_path / "cache", 10_000, metrics=metrics)
     upstream = ScriptedStore()
     store = ReadCachingStore(cache, upstream, nursery, metrics=metrics)
     options = VfsOptions(uid=1, gid=2, born_ns=BORN_NS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import trio
@@ -11,12 +11,13 @@ from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression, hash_bytes
+from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
-from cafsfs.store.disk_cache import DiskCache
 from cafsfs.store.memory import MemorySource
 from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.vfs.filesystem import Attributes, FileSystem
 from cafsfs.vfs.nodes import Fixed
+from tests.store.stacks import upkeep_of
 
 BORN_NS = 1_700_000_000 * 10**9
 ROOT, BLAKE3, CONTROL = (each.value for each in Fixed)
@@ -121,16 +122,22 @@ class Scene:
         await self.cache.put(digest, MemorySource(content))
         return digest
 
+    async def evict(self) -> None:
+        """As the upkeep of the cache does every now and then."""
+        await upkeep_of(self.cache).round()
+
     async def open(self, digest: Digest) -> int:
         handle, _ = await self.fs.open((await self.lookup(digest)).inode)
         return handle
 
 
-def entries(fs: FileSystem, inode: int) -> Iterator[tuple[str, Attributes]]:
+async def entries(fs: FileSystem, inode: int) -> list[tuple[str, Attributes]]:
     """A whole listing, without the two entries that every directory has."""
-    handle = fs.opendir(inode)
+    handle = await fs.opendir(inode)
+    found = []
     for name, attributes, _ in fs.readdir(handle, 0):
         if name not in {b".", b".."}:
             fs.listed(attributes.inode)
-            yield name.decode(), attributes
+            found.append((name.decode(), attributes))
     fs.release(handle)
+    return found

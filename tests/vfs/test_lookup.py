@@ -125,6 +125,7 @@ async def test_the_kernel_is_told_of_blobs_that_leave_the_cache(scene: Scene) ->
     first = await scene.cached(bytes(6000))
     blob = await scene.lookup(first)
     await scene.cached(bytes(6001))  # of 10,000
+    await scene.evict()
     assert scene.stale == [blob.inode]
     assert (await scene.fs.getattr(blob.inode)).blocks == 1
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -16,6 +19,7 @@ from cafsfs.errors import (
     Unavailable,
     Unreachable,
 )
+from cafsfs.store.cache.curation import pin
 from tests.vfs.scripted import BLAKE3, CONTROL, ROOT, Scene
 
 CONTENT = bytes(range(256)) * 16 + b"tail"
@@ -55,7 +59,8 @@ async def test_an_empty_blob_is_at_its_end(scene: Scene) -> None:
 async def test_a_blob_that_was_evicted_is_still_read_by_who_has_it_open(scene: Scene) -> None:
     handle = await scene.open(await scene.cached(CONTENT))
     await scene.fs.read(handle, 0, 1)
-    await scene.cached(bytes(9999))  # of 10,000
+    await scene.cached(bytes(9400))  # of 10,000
+    await scene.evict()
     await assert_reads_are_exact(scene, handle, CONTENT)
 
 
@@ -190,7 +195,7 @@ async def test_directories_are_not_opened_as_files(scene: Scene, inode: int) -> 
 
 
 async def test_a_directory_handle_is_not_read(scene: Scene) -> None:
-    handle = scene.fs.opendir(ROOT)
+    handle = await scene.fs.opendir(ROOT)
     with pytest.raises(NotSupported):
         await scene.fs.read(handle, 0, 1)
 
@@ -236,6 +241,56 @@ async def test_the_state_of_a_blob_from_remote_to_cached(scene: Scene) -> None:
     scene.upstream.pulls.open()
     await scene.fs.read(handle, 0, 1)
     assert await xattr(scene, blob.inode, "state") == b"cached"
+
+
+async def test_a_blob_that_memory_has_forgotten_is_cached_all_the_same(scene: Scene) -> None:
+    digest = await scene.cached(CONTENT)
+    blob = await scene.lookup(digest)
+    scene.cache.ledger.forget(digest)
+    assert (await scene.fs.getattr(blob.inode)).blocks == -(-len(CONTENT) // 512)
+    scene.cache.ledger.forget(digest)
+    assert await xattr(scene, blob.inode, "state") == b"cached"
+    scene.cache.path(digest).unlink()
+    scene.cache.ledger.forget(digest)
+    assert (await scene.fs.getattr(blob.inode)).blocks == 1
+    assert await xattr(scene, blob.inode, "state") == b"remote"
+
+
+async def test_a_pin_is_told(scene: Scene) -> None:
+    digest = await scene.cached(CONTENT)
+    blob = await scene.lookup(digest)
+    assert await xattr(scene, blob.inode, "pin") == b"no"
+    await pin(scene.cache, [digest])
+    assert await xattr(scene, blob.inode, "pin") == b"yes"
+    remote = await scene.lookup(scene.upstream.add(b"remote"))
+    assert await xattr(scene, remote.inode, "pin") == b"no"
+
+
+async def test_what_a_pull_told_is_told_of_what_is_cached(scene: Scene) -> None:
+    """By the index: another process may have pulled it, a month ago."""
+    digest = scene.upstream.add(CONTENT)
+    blob = await scene.lookup(digest)
+    handle, _ = await scene.fs.open(blob.inode)
+    await scene.fs.read(handle, 0, 1)
+    scene.store._told.clear()
+    assert await xattr(scene, blob.inode, "packed_size") == str(len(CONTENT) + 16).encode()
+    assert await xattr(scene, blob.inode, "compression") == b"ZSTD"
+    assert await xattr(scene, blob.inode, "source") == b"there:2403"
+    verified = await xattr(scene, blob.inode, "verified")
+    assert verified is not None
+    assert int(verified) > 1_234_567_890
+
+
+async def test_a_cached_file_that_is_changed_under_its_readers_is_read_on(
+    scene: Scene, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; pulling .* again")
+    digest = scene.upstream.add(CONTENT)
+    handle = await scene.open(digest)
+    await scene.fs.read(handle, 0, 1)
+    os.truncate(scene.cache.path(digest), 5)
+    await assert_reads_are_exact(scene, handle, CONTENT)
+    assert scene.upstream.pulled == [digest, digest]
 
 
 async def test_what_the_server_told_is_told(scene: Scene) -> None:

@@ -195,6 +195,13 @@ class Index:
         ends = prefix, prefix.ljust(DIGEST_LENGTH, b"\xff")
         return self._read(lambda db: {_digest(raw): size for raw, size in db.execute(query, ends)})
 
+    def between(self, first: Digest, last: Digest) -> dict[Digest, Entry]:
+        """All rows from ``first`` to ``last``, both among them."""
+        query = f"{_ENTRIES} WHERE digest BETWEEN ? AND ?"
+        ends = first.raw, last.raw
+        found = self._read(lambda db: [_entry(row) for row in db.execute(query, ends)])
+        return {entry.digest: entry for entry in found}
+
     def entries(self, after: Digest | None, limit: int) -> list[Entry]:
         """Up to ``limit`` rows in order of digest, from the first one behind ``after``."""
         query = f"{_ENTRIES} WHERE digest > ? ORDER BY digest LIMIT ?"

@@ -159,6 +159,8 @@ def test_pages_and_listing_are_in_order_of_digest(
     assert index.entries(None, 4) == rows[:4]
     assert index.entries(digest(3), 100) == rows[4:]
     assert index.entries(digest(9), 4) == []
+    assert index.between(digest(2), digest(4)) == {row.digest: row for row in rows[2:5]}
+    assert index.between(digest(4), digest(2)) == {}
     assert index.listing() == [(each.digest, 10, each.verified == 1.0) for each in rows]
 
 

@@ -1,0 +1,54 @@
+"""A progress bar of bytes, beside which lines can be said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import NoReturn, Self
+
+from tqdm import tqdm
+
+_BAR_DELAY = 0.5  # seconds; what is done sooner needs no progress bar
+
+
+class Progress:
+    """A progress bar of bytes on a terminal; nothing elsewhere, and nothing for short work."""
+
+    def __init__(self, total: int | None) -> None:
+        self._lock = Lock()  # tqdm's own is for the terminal, not for the count
+        self._bar: tqdm[NoReturn] = tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            delay=_BAR_DELAY,
+            disable=None,  # unless standard error is a terminal
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, count: int) -> None:
+        """So many bytes were just moved, or were in vain; from any thread."""
+        with self._lock:
+            self._bar.update(count)
+
+    def describe(self, text: str, total: int | None) -> None:
+        """What stands before the bar, and the bytes that are now thought to be all."""
+        with self._lock:
+            self._bar.total = total
+            self._bar.set_description_str(text, refresh=False)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Make room for a line. Not tqdm's own way: it would show a bar before its time."""
+        shown = not self._bar.disable and self._bar.last_print_t > self._bar.start_t
+        if shown:
+            self._bar.clear()
+        yield
+        if shown:
+            self._bar.refresh()

@@ -1,0 +1,112 @@
+"""An open file of verified content."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+
+import trio
+
+from cafsfs.digest import Digest
+from cafsfs.errors import CorruptBlob, StoreError
+from cafsfs.store.contracts import BlobStat, ContentSink
+from cafsfs.store.files import copy_content
+
+# Closing the last descriptor of a removed file frees its blocks: not on the event loop from here on
+_LARGE = 1 << 20  # bytes
+
+
+class CachedFile:
+    """An open file of verified content. It stays readable when the cache evicts its name.
+
+    ``stamp`` is its time of modification (nanoseconds) when it was verified: a file that was
+    written to since is CorruptBlob, and not one byte of it is handed out. None where nobody else
+    can reach the file. ``inline`` are the flags of preadv2 for reads on the event loop: they must
+    not wait for a disk. ``on_close`` is called once.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        size: int,
+        limiter: trio.CapacityLimiter,
+        *,
+        inline: int = os.RWF_NOWAIT,
+        stamp: int | None = None,
+        on_close: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._descriptor = descriptor
+        self.size = size
+        self._limiter = limiter
+        self._flags = inline
+        self._inline = True
+        self._stamp = stamp
+        self._on_close = on_close
+
+    def close(self) -> None:
+        """To be called when no read is under way: its descriptor may be another file's then."""
+        self._on_close()
+        if self.size >= _LARGE and not os.fstat(self._descriptor).st_nlink:
+            trio.lowlevel.start_thread_soon(lambda: os.close(self._descriptor), lambda _: None)
+        else:
+            os.close(self._descriptor)
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray:
+        """Exactly what is in the file there: min(length, size − offset) bytes, or an error.
+
+        Answered on the event loop if the data is in memory (41 µs against 110 through a thread),
+        else in a thread. Raises CorruptBlob if the file is not what it was when it was verified,
+        StoreError for a sick disk.
+        """
+        length = max(0, min(length, self.size - offset))
+        buffer = bytearray(length)
+        done = self._read_from_memory(buffer, offset) if self._inline else 0
+        if done < length:
+            work = memoryview(buffer)[done:]
+            await trio.to_thread.run_sync(
+                self._read_from_disk, work, offset + done, limiter=self._limiter
+            )
+        self._check_unchanged()
+        return buffer
+
+    async def copy_to(self, sink: ContentSink, digest: Digest) -> BlobStat:
+        """Write all to ``sink``, verifying it once more; raises CorruptBlob, StoreError."""
+        if await copy_content(self, sink, self._limiter) != digest:
+            raise CorruptBlob(f"the cached bytes of {digest} are not its content")
+        return BlobStat(size=self.size, source="cache", verified_at=int(time.time()))
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """As a ContentSource; raises StoreError for a sick disk."""
+        try:
+            return os.preadv(self._descriptor, [buffer], offset)
+        except OSError as error:
+            raise StoreError(f"cannot read the cache: {error.strerror}") from error
+
+    def _read_from_memory(self, buffer: bytearray, offset: int) -> int:
+        try:
+            return os.preadv(self._descriptor, [buffer], offset, self._flags)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # EIO and the like: let the thread report it
+                return 0
+            self._inline = False  # some filesystems over a network, for example
+            return 0
+
+    def _read_from_disk(self, buffer: memoryview, offset: int) -> None:
+        while buffer:
+            count = self.read_at(buffer, offset)
+            if count == 0:
+                raise CorruptBlob(f"a cached blob of {self.size} bytes has none at {offset}")
+            buffer = buffer[count:]
+            offset += count
+
+    def _check_unchanged(self) -> None:
+        """After the bytes were read, so that none of them are younger. Costs 1 µs."""
+        if self._stamp is None:
+            return
+        now = os.fstat(self._descriptor)
+        if now.st_mtime_ns != self._stamp or now.st_size != self.size:
+            raise CorruptBlob("a cached blob was changed by somebody else")

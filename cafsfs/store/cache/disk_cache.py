@@ -1,0 +1,744 @@
+"""Content on disk, shared by processes: one file a blob, so that every seek is local.
+
+``<directory>/blobs/ab/cd/<hash>``  complete content, verified before it got this name
+``<directory>/partial/<hash>``      content in flight: see ``partials.py``
+``<directory>/index.sqlite``        what is remembered of the blobs: see ``index.py``
+``<directory>/sessions/…``          a locked file for each process that uses the cache now
+``<directory>/foreground``          read-locked while a mount pulls: prefetching gives way
+
+What is trusted without looking (design page, section 3): files that are what they were when they
+were verified (size, time of modification, inode), if that was on this boot or a finished syncfs
+covers it. All others are hashed when they are opened first; a wrong one is thrown away, and that
+is a miss. The mode of a file tells whether it is pinned, so that pins outlive the index.
+
+Removing goes from the file to the index, adding from the file to the index: killed at any point,
+the index lacks a file, or has a row without one, and both are found out by looking.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial as bind
+from pathlib import Path
+from stat import S_ISREG
+from typing import NamedTuple, TypeVar
+
+import trio
+
+from cafsfs.digest import Digest
+from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError
+from cafsfs.metrics import Metrics
+from cafsfs.packing import hash_file
+from cafsfs.store.cache import partials
+from cafsfs.store.cache.bounds import Bounds, Fill, excess
+from cafsfs.store.cache.cached_file import CachedFile
+from cafsfs.store.cache.durability import boot_id, since_boot
+from cafsfs.store.cache.index import Entry, Index
+from cafsfs.store.cache.ledger import Known, Ledger
+from cafsfs.store.cache.partials import FULL, Following, Partial, Progress, Shelter, Verdict
+from cafsfs.store.cache.premises import Premises
+from cafsfs.store.cache.trouble import Trouble
+from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+from cafsfs.store.files import copy_content
+from cafsfs.store.local_root import blob_path, is_blob
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_WORKERS = 4  # threads for the cache's disk
+_HASHERS = 2  # threads that verify what is not trusted
+_WATCHERS = 8  # threads that look at what other processes pull; a look takes microseconds
+# A holder that lives and brings nothing (stopped, hung) is left alone after this time: before its
+# followers' readers lose their patience (30 s).
+_STALLED = 15.0  # seconds
+_GLANCE = 0.005, 0.1  # seconds between two looks at what another process pulls: at first, at most
+PINNED = 0o400  # the mode of a pinned blob; that of others is 0600
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUsage:
+    """How full the cache is; sizes in bytes.
+
+    ``trouble`` tells why it is not used, or not written to, at the moment. ``complete`` is False
+    while files of a former mount may be missing from the count.
+    """
+
+    used: int
+    bound: int
+    blobs: int
+    partial: int = 0
+    lingering: int = 0
+    complete: bool = True
+    trouble: str | None = None
+
+
+class Listed(NamedTuple):
+    """A blob of a listing. What was never verified has a size that nobody vouches for."""
+
+    digest: Digest
+    size: int
+    verified: bool
+
+
+class _Found(NamedTuple):
+    """A blob that was opened, and what is remembered of it where that has to be asked."""
+
+    descriptor: int
+    stat: os.stat_result
+    entry: Entry | None
+
+
+class Keeper:
+    """Who keeps a cache within its bounds and writes its index: ``Upkeep``. This one does not."""
+
+    async def make_room(self, _count: int) -> bool:
+        """The disk is full: evict, and tell whether that was of any use."""
+        await trio.lowlevel.checkpoint()
+        return False
+
+    async def flush(self) -> None:
+        """Write what is known to the index; raises StoreError."""
+        await trio.lowlevel.checkpoint()
+
+
+class DiskCache(ContentStore):
+    """Content in a directory; ``open_disk_cache`` makes one that is kept within its bounds.
+
+    A cache may fail: what it cannot read is BlobNotFound or StoreError, which is a miss; what it
+    cannot keep is served from a private file. ``on_change(digest)`` is called on the event loop
+    when a blob came in, or went.
+    """
+
+    def __init__(
+        self,
+        premises: Premises,
+        index: Index,
+        *,
+        bounds: Bounds | None = None,
+        metrics: Metrics | None = None,
+        shelter: Shelter | None = None,
+        background: bool = False,
+    ) -> None:
+        self.premises = premises
+        self.bounds = bounds or Bounds()
+        self.metrics = metrics or Metrics()
+        self.ledger = Ledger(index)
+        self.boot = boot_id()
+        self._shelter = shelter or Shelter()
+        self.background = background
+        self._limiter = trio.CapacityLimiter(_WORKERS)
+        self._hashing = trio.CapacityLimiter(_HASHERS)
+        # Apart from the others: a pull that waits in a thread for room must not keep it from being
+        # made.
+        self._removing = trio.CapacityLimiter(1)
+        self._watching = trio.CapacityLimiter(_WATCHERS)
+        self._held: set[Partial] = set()
+        self._seen_partial = 0  # bytes in flight, of all processes, when somebody last looked
+        self.disk = premises.measure()  # bytes in all, and free ones
+        # Being evicted, and their names still stand: not to be noted, nor to be committed.
+        self.leaving: dict[Digest, trio.Event] = {}
+        self._trouble = Trouble(premises.directory, premises.read_only)
+        self.wake = trio.Event()  # set: there is something to do for whoever keeps it in bounds
+        self.on_change: Callable[[Digest], None] = lambda _: None
+        self.keeper = Keeper()
+        # tmpfs refuses RWF_NOWAIT, and has everything in memory: first reads are twice as fast
+        # without a thread.
+        self._inline = 0 if premises.in_memory else os.RWF_NOWAIT
+
+    # --- from memory, never waiting
+
+    @property
+    def usage(self) -> CacheUsage:
+        """How full it is."""
+        fill = self.fill()
+        return CacheUsage(
+            used=fill.used,
+            bound=self.bounds.size.of(fill.disk_total),
+            blobs=fill.files,
+            partial=fill.partial,
+            lingering=fill.lingering,
+            complete=self.ledger.complete,
+            trouble=self.trouble,
+        )
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the cache is not used, or not written to, at the moment."""
+        return self._trouble.reason
+
+    @property
+    def read_only(self) -> str | None:
+        """Why the cache cannot be written to, if it cannot."""
+        return self._trouble.read_only
+
+    def fill(self) -> Fill:
+        """How full it is, with what is in flight."""
+        total, free = self.disk
+        ours = sum(each.size for each in self._held if not self._is_oversize(each.size))
+        return Fill(
+            committed=self.ledger.used,
+            files=self.ledger.blobs,
+            partial=max(self._seen_partial, ours),
+            lingering=self.ledger.lingering,
+            disk_total=total,
+            disk_free=free,
+        )
+
+    def known_size(self, digest: Digest) -> int | None:
+        """The size of a cached blob if it is known without asking the disk."""
+        known = self.ledger.known(digest)
+        return None if known is None else known.size
+
+    def is_wanted(self, digest: Digest) -> bool:
+        """Does another process wait for what we pull?"""
+        # Of a copy: threads ask, too.
+        return any(each.digest == digest and each.wanted for each in list(self._held))
+
+    def gives_way(self, digest: Digest) -> bool:
+        """Should prefetching go slow: a mount pulls, and nobody waits for this blob?"""
+        return self.premises.in_foreground() and not self.is_wanted(digest)
+
+    # --- what is there
+
+    async def listing(self) -> list[Listed]:
+        """The blobs known to be cached, in the order of their names."""
+        try:
+            await self.keeper.flush()
+        except StoreError as error:  # a full disk, say: what is in the index can be read
+            log.warning("%s", error)
+        return [Listed(*each) for each in await self.in_thread(self.ledger.index.listing)]
+
+    async def describe(self, digest: Digest) -> Entry | None:
+        """All that is remembered of a cached blob."""
+        return await self.in_thread(lambda: self.ledger.find(digest))
+
+    async def is_pinned(self, digest: Digest) -> bool:
+        """Is the blob never to be evicted?"""
+        return await self.in_thread(lambda: self.ledger.index.is_pinned(digest))
+
+    async def length(self, digest: Digest) -> int | None:
+        """The size of a blob that only unpacking tells, if it was unpacked before."""
+        return await self.in_thread(lambda: self.ledger.index.length(digest))
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        unknown = [each for each in digests if self.ledger.known(each) is None]
+        return await self.in_thread(lambda: {e for e in unknown if not is_blob(self.path(e))})
+
+    async def stat(self, digest: Digest) -> BlobStat:
+        """The size that was verified; hashes a blob that nobody vouches for."""
+        size = await self.vouched_size(digest)
+        if size is None:
+            file = await self.open(digest)
+            file.close()
+            size = file.size
+        return BlobStat(size=size, source="cache")
+
+    async def vouched_size(self, digest: Digest) -> int | None:
+        """The size that was verified; None for a blob that nobody vouches for.
+
+        Raises BlobNotFound, StoreError.
+        """
+        size = self.known_size(digest)
+        if size is None:
+            self._check_usable(digest)
+            size = await self.in_thread(lambda: self._look(digest))
+            if size is not None:
+                self._note(digest, Known(size))
+        return size
+
+    # --- content out
+
+    async def open(self, digest: Digest, progress: Progress | None = None) -> CachedFile:
+        """Open a cached blob and note its use; verifies it first where it is not trusted.
+
+        Raises BlobNotFound, also for what proved wrong and was thrown away, and StoreError.
+        """
+        self._check_usable(digest)
+        known = self.ledger.known(digest)
+        try:
+            found = await self._in_disk_thread(lambda: self._open(digest, known))
+        except BlobNotFound:
+            if self.ledger.forget(digest):  # somebody else has removed it
+                self.on_change(digest)
+            raise
+        file = self._file(digest, found.descriptor, found.stat)
+        try:
+            if known is None or not known.describes(found.stat):
+                await self._trust_or_verify(digest, found, progress or Progress())
+        except BaseException:
+            file.close()
+            raise
+        if not self._is_oversize(file.size):  # that one goes first, or all others would
+            self.ledger.use(digest)
+        return file
+
+    async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+        file = await self.open(digest)
+        try:
+            return await file.copy_to(sink, digest)
+        except CorruptBlob:
+            await self.drop(digest)
+            raise
+        finally:
+            file.close()
+
+    async def drop(self, digest: Digest) -> None:
+        """Take out a blob whose cached bytes have proved wrong: a broken cache is a miss."""
+        self.metrics.cache_discards += 1
+        await self.remove([digest])
+
+    async def remove(self, digests: Collection[Digest]) -> dict[Digest, int]:
+        """Remove blobs; returns the sizes of those that were there. Even if cancelled.
+
+        What cannot be removed is a warning in the log. A commit of the same blob waits: else the
+        new file would be removed in place of the old one.
+        """
+        gone: dict[Digest, int] = {}
+        absent: list[Digest] = []
+
+        def unlink() -> None:
+            for digest in digests:
+                try:
+                    path = self.path(digest)
+                    size = path.lstat().st_size
+                    path.unlink()
+                    gone[digest] = size
+                except (FileNotFoundError, NotADirectoryError):
+                    absent.append(digest)
+                except OSError as error:
+                    log.warning("cannot remove %s from the cache: %s", digest, error.strerror)
+
+        done = trio.Event()
+        self.leaving.update(dict.fromkeys(digests, done))
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(unlink, limiter=self._removing)
+        for digest in digests:
+            if self.leaving.get(digest) is done:
+                del self.leaving[digest]
+        done.set()
+        for digest, size in gone.items():
+            self.ledger.strike(digest, size)
+            self.on_change(digest)
+        for digest in absent:
+            self.ledger.strike(digest, None)
+        return gone
+
+    # --- content in
+
+    async def claim(
+        self, digest: Digest, *, expected: int | None = None, progress: Progress | None = None
+    ) -> Partial | CachedFile:
+        """Become the one who pulls a blob into the cache, or wait until another process has.
+
+        Returns a sink for the content, to be committed or discarded, or the blob. Where the cache
+        cannot be written to, the sink is private. ``expected`` is the size if it is known.
+        """
+        progress = progress or Progress()
+        while not (self._trouble.bypassed or self.read_only):
+            try:
+                claimed = await trio.to_thread.run_sync(
+                    lambda: partials.claim(self.premises.partials, self.premises.blobs, digest),
+                    limiter=self._limiter,
+                )
+            except OSError as error:
+                if error.errno in FULL and await self.keeper.make_room(0):
+                    continue
+                self.note_trouble(error)
+                break
+            if isinstance(claimed, Following):
+                followed = await self._follow(claimed, progress)
+                if isinstance(followed, CachedFile):
+                    return followed
+                if followed is None:
+                    continue
+                if isinstance(followed, Verdict):
+                    log.warning("another process pulls %s and does not move", digest)
+                    break
+                claimed = followed
+            partial = self._own(digest, *claimed, expected, progress)
+            try:
+                return await self._finished(partial, progress) or partial
+            except StoreError:  # it is noted; what comes is served without it
+                await self.discard(partial)
+                break
+            except BaseException:
+                await self.discard(partial)
+                raise
+        return Partial(digest, None, -1, self._shelter, expected=expected, progress=progress)
+
+    async def commit(self, partial: Partial, stat: BlobStat | None = None) -> CachedFile:
+        """Give a verified partial file its name and hand it out open, in one step.
+
+        In one step, because eviction could win a race between two. What the disk has no room for
+        is handed out without a name, and not cached. The partial file is used up then, and still
+        the caller's if this raises: OSError (no room anywhere), or Cancelled.
+        """
+        digest = partial.digest
+        while (leaving := self.leaving.get(digest)) is not None:
+            await leaving.wait()
+        try:
+            found, replaced = await self._rename(partial)
+        except OSError as error:
+            if error.errno not in FULL or not await self.keeper.make_room(0):
+                self.note_trouble(error)
+            found, replaced = await self._rename(partial, once_more=True)
+        # No checkpoint from here on: what has its name is counted.
+        self._let_go(partial)
+        shared = partial.path is not None
+        descriptor, released = partial.release()
+        if not shared:
+            self.metrics.uncached += 1
+            return CachedFile(descriptor, partial.written, self._limiter, on_close=released)
+        self.ledger.enter(self._entry(digest, found, stat), replaced=replaced)
+        file = self._file(digest, descriptor, found)
+        self.on_change(digest)
+        self.check_bounds()
+        return file
+
+    async def discard(self, partial: Partial) -> None:
+        """Close and remove a partial file; nothing to do for one that was committed.
+
+        In a thread, because removing a large file takes its time; even if cancelled.
+        """
+        self._let_go(partial)
+        if partial.descriptor >= 0:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(partial.discard, limiter=self._limiter)
+
+    async def put(self, digest: Digest, source: ContentSource) -> None:
+        claimed = await self.claim(digest, expected=source.size)
+        if isinstance(claimed, CachedFile):
+            claimed.close()
+            return
+        try:
+            if await copy_content(source, claimed, self._limiter) != digest:
+                raise CorruptBlob(f"the content to store is not that of {digest}")
+            (await self.commit(claimed)).close()
+        except OSError as error:
+            raise StoreError(f"cannot write the cache: {error.strerror}") from error
+        finally:
+            await self.discard(claimed)
+
+    # --- upkeep
+
+    async def measure(self) -> None:
+        """Look at the disk, and at what all processes have in flight; clears debris."""
+
+        def look() -> tuple[tuple[int, int], list[int]]:
+            in_flight = [] if self.read_only else partials.sweep(self.premises.partials)
+            return self.premises.measure(), in_flight
+
+        self.disk, in_flight = await self.in_thread(look)
+        self._seen_partial = sum(each for each in in_flight if not self._is_oversize(each))
+
+    def check_bounds(self) -> None:
+        """Wake who keeps the cache in bounds, if it is not."""
+        if excess(self.bounds, self.fill()):
+            self.wake.set()
+
+    async def look_again(self, digests: Collection[Digest] | None) -> None:
+        """Another process has changed these blobs, or any of those that are known."""
+        concerned = self.ledger.all_known() if digests is None else digests
+
+        def look() -> dict[Digest, int | None]:
+            return {each: self._size_on_disk(each) for each in concerned}
+
+        for digest, size in (await self.in_thread(look)).items():
+            if self.ledger.known(digest) is not None:
+                if size is None:
+                    self.ledger.strike(digest, None)
+                else:
+                    self.ledger.forget(digest)
+            self.on_change(digest)  # also of what we have forgotten: the kernel may not have
+        self.wake.set()
+
+    def note_trouble(self, error: OSError) -> None:
+        """The disk has failed: leave it alone for a while, or write no more to it."""
+        self._trouble.note(error)
+
+    # --- trust
+
+    async def _trust_or_verify(self, digest: Digest, found: _Found, progress: Progress) -> None:
+        """Return if the open file is the blob; else throw it away and raise BlobNotFound."""
+        entry, stat = found.entry, found.stat
+        if entry is not None and self.is_trusted(entry, stat):
+            self._note(digest, Known(entry.size, entry.mtime_ns, entry.inode))
+            return
+        wrong = entry is not None and entry.verified and entry.size != stat.st_size
+        if wrong or await self._hash(found.descriptor, progress) != digest:
+            log.warning("what the cache had for %s was not its content; discarded", digest)
+            await self.drop(digest)
+            raise BlobNotFound(digest)
+        if digest in self.leaving or not os.fstat(found.descriptor).st_nlink:
+            return  # evicted meanwhile
+        verified = self.verified_entry(digest, stat, entry)
+        self.ledger.enter(verified, replaced=None if entry is None else entry.size)
+
+    def verified_entry(self, digest: Digest, stat: os.stat_result, old: Entry | None) -> Entry:
+        """What to remember of a cached blob that was just verified."""
+        verified = self._entry(digest, stat, None)
+        if old is None:
+            return verified
+        return replace(
+            verified,
+            pulled=old.pulled,
+            used=old.used,
+            source=old.source,
+            packed_size=old.packed_size,
+            compression=old.compression,
+        )
+
+    def is_trusted(self, entry: Entry, stat: os.stat_result) -> bool:
+        """May this file be served without hashing it first?"""
+        if not entry.verified or not (entry.durable or entry.boot == self.boot):
+            return False
+        return Known(entry.size, entry.mtime_ns, entry.inode).describes(stat)
+
+    async def _hash(self, descriptor: int, progress: Progress) -> Digest:
+        def on_read(_: int) -> None:
+            progress.count += 1
+            trio.from_thread.check_cancelled()
+
+        try:
+            return await trio.to_thread.run_sync(
+                bind(hash_file, descriptor, on_read=on_read), limiter=self._hashing
+            )
+        except OSError as error:
+            self.note_trouble(error)
+            raise StoreError(f"cannot read the cache: {error.strerror}") from error
+
+    def _entry(self, digest: Digest, found: os.stat_result, stat: BlobStat | None) -> Entry:
+        """Of a file whose content was just verified."""
+        now = time.time()
+        told = stat or BlobStat(size=None)
+        return Entry(
+            digest=digest,
+            size=found.st_size,
+            pulled=now,
+            used=0.0 if self._is_oversize(found.st_size) else now,
+            verified=now,
+            mtime_ns=found.st_mtime_ns,
+            inode=found.st_ino,
+            boot=self.boot,
+            boottime=since_boot(),
+            source=told.source,
+            packed_size=told.packed_size,
+            compression=None if told.compression is None else told.compression.name.lower(),
+        )
+
+    def _is_oversize(self, size: int) -> bool:
+        """Larger than the bound: kept while it is open; if it counted, all others had to go."""
+        return size > self.bounds.size.of(self.disk[0])
+
+    # --- one pull in all processes
+
+    async def _follow(
+        self, following: Following, progress: Progress
+    ) -> CachedFile | tuple[int, Path] | Verdict | None:
+        """Wait for what another process pulls.
+
+        Returns the blob, or the file to go on with and its path, or None to begin anew, or that
+        the other one lives and does not move.
+        """
+        try:
+            match await self._watch(following, progress):
+                case Verdict.COMMITTED:
+                    # Verified by a process of the same owner, on this boot, which makes its entry.
+                    found = os.fstat(following.descriptor)
+                    known = Known(found.st_size, found.st_mtime_ns, found.st_ino)
+                    self._note(following.digest, known)
+                    self.on_change(following.digest)
+                    return self._file(following.digest, following.release(), found)
+                case Verdict.TAKEN:
+                    return following.release(), self.premises.partials / following.digest.hex
+                case Verdict.GONE:
+                    return None
+                case Verdict.MOVING:
+                    return Verdict.MOVING
+        finally:
+            following.close()
+
+    async def _watch(self, following: Following, progress: Progress) -> Verdict:
+        pause, longest = _GLANCE
+        seen = -1
+        late = trio.current_time() + _STALLED
+        while True:
+            verdict = await trio.to_thread.run_sync(following.look, limiter=self._watching)
+            if verdict is not Verdict.MOVING or trio.current_time() > late:
+                return verdict
+            if following.progress != seen:
+                seen = following.progress
+                progress.count += 1
+                late = trio.current_time() + _STALLED
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, longest)
+
+    def _own(
+        self,
+        digest: Digest,
+        descriptor: int,
+        path: Path,
+        expected: int | None,
+        progress: Progress,
+    ) -> Partial:
+        partial = Partial(
+            digest,
+            path,
+            descriptor,
+            self._shelter,
+            expected=expected,
+            progress=progress,
+            make_room=lambda count: trio.from_thread.run(self.keeper.make_room, count),
+            on_trouble=lambda error: trio.from_thread.run_sync(self.note_trouble, error),
+        )
+        self._held.add(partial)
+        if not self.background:
+            self.premises.pull_in_foreground(pulls=True)
+        self.check_bounds()
+        return partial
+
+    def _let_go(self, partial: Partial) -> None:
+        self._held.discard(partial)
+        if not self._held and not self.background:
+            self.premises.pull_in_foreground(pulls=False)
+
+    async def _finished(self, partial: Partial, progress: Progress) -> CachedFile | None:
+        """The blob, if another process has committed it just now, or has died with all of it."""
+        digest = partial.digest
+        if await self._in_disk_thread(lambda: self._size_on_disk(digest)) is not None:
+            with suppress(BlobNotFound):
+                file = await self.open(digest, progress)
+                await self.discard(partial)
+                return file
+        kept = partial.kept
+        if kept and partial.expected in {None, kept}:
+            if await self._in_disk_thread(partial.hash_kept) == digest:
+                return await self.commit(partial)
+            partial.restart()
+        return None
+
+    # --- disk
+
+    def path(self, digest: Digest) -> Path:
+        """Where a blob stands."""
+        return blob_path(self.premises.blobs, digest)
+
+    def _open(self, digest: Digest, known: Known | None) -> _Found:
+        try:
+            # O_NONBLOCK: to open a FIFO would wait for ever; files know no such thing.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(self.path(digest), flags)
+        except (FileNotFoundError, NotADirectoryError):
+            raise BlobNotFound(digest) from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link is no blob, and no trouble of the disk
+                raise BlobNotFound(digest) from None
+            raise
+        try:
+            stat = os.fstat(descriptor)
+            if not S_ISREG(stat.st_mode):
+                raise BlobNotFound(digest)
+            trusted = known is not None and known.describes(stat)
+            return _Found(descriptor, stat, None if trusted else self.ledger.find(digest))
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _look(self, digest: Digest) -> int | None:
+        size = self._size_on_disk(digest)
+        if size is None:
+            raise BlobNotFound(digest)
+        entry = self.ledger.find(digest)
+        return size if entry is not None and entry.verified and entry.size == size else None
+
+    def _size_on_disk(self, digest: Digest) -> int | None:
+        try:
+            return self.path(digest).lstat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    async def _rename(
+        self, partial: Partial, *, once_more: bool = False
+    ) -> tuple[os.stat_result, int | None]:
+        """Returns what was verified, and the size of the file that was replaced if there was one.
+
+        As it is before it has its name: what others do to it by that name shows in its time.
+        """
+        digest = partial.digest
+
+        def rename() -> tuple[os.stat_result, int | None]:
+            partial.finish()
+            found = os.fstat(partial.descriptor)
+            if partial.path is None:
+                return found, None
+            path = self.path(digest)
+            try:
+                path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                if self._was_pinned(digest):
+                    os.fchmod(partial.descriptor, PINNED)
+                replaced = self._size_on_disk(digest)
+                partial.path.rename(path)
+            except OSError:
+                if not once_more:
+                    raise
+                partial.make_private()
+                return found, None
+            partials.unlock(partial.descriptor)
+            return found, replaced
+
+        return await trio.to_thread.run_sync(rename, limiter=self._limiter)
+
+    def _was_pinned(self, digest: Digest) -> bool:
+        """Was it pinned before it was lost? If the index cannot tell, it stays in the index."""
+        try:
+            return self.ledger.index.is_pinned(digest)
+        except StoreError:
+            return False
+
+    def _file(self, digest: Digest, descriptor: int, stat: os.stat_result) -> CachedFile:
+        counted = not self._is_oversize(stat.st_size)
+        files = self.ledger.opened(digest, stat.st_size, counted=counted)
+
+        def closed() -> None:
+            self.ledger.closed(files)
+            self.check_bounds()  # what was open was not evicted
+
+        return CachedFile(
+            descriptor,
+            stat.st_size,
+            self._limiter,
+            inline=self._inline,
+            stamp=stat.st_mtime_ns,
+            on_close=closed,
+        )
+
+    def _note(self, digest: Digest, known: Known) -> None:
+        if digest not in self.leaving:
+            self.ledger.note(digest, known)
+
+    def _check_usable(self, digest: Digest) -> None:
+        if self._trouble.bypassed:
+            raise BlobNotFound(digest)
+
+    async def _in_disk_thread(self, work: Callable[[], T]) -> T:
+        """As ``in_thread``; an error is the disk's, and it is left alone for a while."""
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except OSError as error:
+            self.note_trouble(error)
+            raise StoreError(f"cannot read the cache: {error.strerror}") from error
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in a thread of the cache's; raises StoreError for an OSError."""
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except OSError as error:
+            raise StoreError(f"cannot use the cache: {error.strerror}") from error

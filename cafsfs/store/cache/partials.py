@@ -1,0 +1,404 @@
+"""Content on its way into a cache, written by one process and watched by others.
+
+``partial/<hash>`` is the one file for a blob in flight. Who has its ``flock`` is the holder: it
+pulls, verifies, and renames the file to its place under ``blobs/``. Who finds it locked follows:
+the length of the file, which is written in order, is the progress; the rename is the verdict; the
+lock gone without a rename means that the holder is dead, or has given up. A follower holds a read
+lock (``F_OFD_SETLK``) on the file, by which the holder sees that somebody waits. Neither kind of
+lock is lost by closing another descriptor of the file, as POSIX locks are (fcntl(2)), and both end
+with their process.
+
+A file in ``partial/`` that nobody has locked is debris, or the beginning for who takes it over.
+
+A holder that finds the disk full, or sick, goes on in a private file, elsewhere and without a
+name: its readers are served, and nothing is cached.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from threading import Lock
+
+from cafsfs.digest import Digest
+from cafsfs.packing import hash_file
+from cafsfs.store.local_root import blob_path
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PIECE = 1 << 20  # bytes, compared or copied at once
+# Content for which there is no room on a disk: of all blobs together, and of one whose length
+# is not known.
+_MEMORY = 256 << 20
+_MEMORY_EACH = 32 << 20
+_WHOLE_FILE = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux (fcntl.h)
+# Without waiting for who writes to a FIFO.
+_TO_LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+@dataclass(slots=True)
+class Progress:
+    """Grows while content is on its way, or is being verified; to be read from any thread."""
+
+    count: int = 0
+
+
+class Verdict(Enum):
+    """What a follower sees."""
+
+    MOVING = auto()  # the holder lives
+    COMMITTED = auto()  # the file that we have open is the blob
+    TAKEN = auto()  # the holder is gone, and the lock is ours
+    GONE = auto()  # the holder has given up: begin anew
+
+
+class Shelter:
+    """Room for content that the cache has no room for: memory up to a budget, else ``directory``.
+
+    Both without a name: nothing to clear up after a kill.
+    """
+
+    def __init__(self, directory: Path | None = None, *, memory: int = _MEMORY) -> None:
+        self._directory = directory
+        self._memory = memory
+        self._lock = Lock()  # of the count: pulls run in several threads
+
+    def open(self, needed: int, expected: int | None) -> tuple[int, int]:
+        """A descriptor for ``needed`` bytes at least, and the bytes of memory taken for it.
+
+        The latter are 0 for a file. What takes memory must not become larger than that, and gives
+        it back by ``release``. Raises OSError.
+        """
+        wanted = _MEMORY_EACH if expected is None else max(1, expected)  # never for nothing
+        if needed <= wanted and self._take(wanted):
+            return os.memfd_create("cafsfs", os.MFD_CLOEXEC), wanted
+        directory = str(self._directory) if self._directory else tempfile.gettempdir()
+        with tempfile.TemporaryFile(dir=directory, prefix="cafsfs-") as file:
+            return os.dup(file.fileno()), 0
+
+    def release(self, memory: int) -> None:
+        """Give memory back."""
+        with self._lock:
+            self._memory += memory
+
+    def _take(self, memory: int) -> bool:
+        with self._lock:
+            enough = memory <= self._memory
+            if enough:
+                self._memory -= memory
+            return enough
+
+
+class Partial:
+    """A blob in flight, as a sink; raises OSError. Its methods are for worker threads.
+
+    ``make_room(count)`` is called where the disk is full: True if it is worth another try.
+    ``on_trouble(error)`` is told of all other errors of the disk, and where no room can be made.
+    """
+
+    def __init__(
+        self,
+        digest: Digest,
+        path: Path | None,
+        descriptor: int,
+        shelter: Shelter,
+        *,
+        progress: Progress | None = None,
+        expected: int | None = None,
+        make_room: Callable[[int], bool] = lambda _: False,
+        on_trouble: Callable[[OSError], object] = lambda _: None,
+    ) -> None:
+        self.digest = digest
+        self.path = path  # None for a private one
+        self.descriptor = descriptor
+        self.expected = expected
+        self._progress = progress or Progress()
+        self.written = 0  # bytes of content of this attempt
+        # What the file holds already, from an earlier attempt or a dead holder: compared with
+        # what comes, not written again, so that followers see it grow only.
+        self._kept = 0 if descriptor < 0 else os.fstat(descriptor).st_size
+        self._shelter = shelter
+        self._memory = 0
+        self._make_room = make_room
+        self._on_trouble = on_trouble
+
+    def __repr__(self) -> str:
+        return f"<Partial {self.digest!r} {'private' if self.path is None else 'shared'}>"
+
+    @property
+    def kept(self) -> int:
+        """Bytes that a dead holder has left."""
+        return self._kept
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, or will take as far as is known."""
+        return max(self.written, self._kept, self.expected or 0)
+
+    @property
+    def wanted(self) -> bool:
+        """Does another process wait for it?"""
+        return self.path is not None and self.descriptor >= 0 and is_range_locked(self.descriptor)
+
+    def restart(self) -> None:
+        self._kept = max(self._kept, self.written)
+        self.written = 0
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        left = self._compare(memoryview(data))
+        while left:
+            try:
+                needed = self.written + len(left)
+                if self.descriptor < 0 or 0 < self._memory < needed:
+                    self._move(needed)
+                count = os.pwrite(self.descriptor, left, self.written)
+            except OSError as error:
+                if self.path is None:
+                    raise
+                self._overcome(error, len(left))
+                continue
+            self.written += count
+            left = left[count:]
+        self._progress.count += 1
+
+    def finish(self) -> None:
+        """All is written: what is longer came from somebody else."""
+        if self.descriptor < 0:
+            self._move(0)  # an empty blob, of a private one
+        if os.fstat(self.descriptor).st_size > self.written:
+            os.ftruncate(self.descriptor, self.written)
+
+    def hash_kept(self) -> Digest:
+        """Of what a dead holder has left: it may have been all."""
+        self.written = self._kept
+        return hash_file(self.descriptor)
+
+    def make_private(self) -> None:
+        """Take its name away; the content stays."""
+        if self.path is not None:
+            path, self.path = self.path, None
+            with suppress(OSError):
+                path.unlink()
+
+    def release(self) -> tuple[int, Callable[[], None]]:
+        """The descriptor, and what to call when it is closed; nothing is left to discard."""
+        descriptor, self.descriptor = self.descriptor, -1
+        memory, self._memory = self._memory, 0
+        return descriptor, lambda: self._shelter.release(memory)
+
+    def discard(self) -> None:
+        """Close and remove, unless it was committed; blocks."""
+        if self.descriptor >= 0:
+            self.make_private()  # before the lock is given up: nobody is to take it over
+            os.close(self.descriptor)
+            self.descriptor = -1
+        self._shelter.release(self._memory)
+        self._memory = 0
+
+    def _compare(self, data: memoryview) -> memoryview:
+        """Pass over what the file holds already; returns what is to be written."""
+        while data and self.written < self._kept:
+            count = min(len(data), self._kept - self.written, _PIECE)
+            if not self._is_there(data[:count]):
+                self._kept = 0
+                break
+            self.written += count
+            data = data[count:]
+        return data
+
+    def _is_there(self, data: memoryview) -> bool:
+        try:
+            return os.pread(self.descriptor, len(data), self.written) == data
+        except OSError:  # writing will tell
+            return False
+
+    def _overcome(self, error: OSError, count: int) -> None:
+        """After an error of the cache's disk: there is room again, or we are elsewhere."""
+        if error.errno in FULL and self._make_room(count):
+            return
+        self._on_trouble(error)
+        self._move(self.written + count)
+
+    def _move(self, needed: int) -> None:
+        """Go on in a private file; raises OSError if there is no room anywhere."""
+        old, old_memory = self.descriptor, self._memory
+        new, memory = self._shelter.open(needed, self.expected)
+        try:
+            _copy(old, new, self.written)
+        except BaseException:
+            os.close(new)
+            self._shelter.release(memory)
+            raise
+        self._kept = 0
+        self.make_private()
+        self.descriptor, self._memory = new, memory
+        if old >= 0:
+            os.close(old)
+        self._shelter.release(old_memory)
+
+
+class Following:
+    """A blob in flight in another process. To be closed, unless ``release`` was called.
+
+    Its methods are for worker threads; they raise OSError.
+    """
+
+    def __init__(self, digest: Digest, path: Path, blobs: Path, descriptor: int) -> None:
+        self.digest = digest
+        self._path = path
+        self._blob = blob_path(blobs, digest)
+        self.descriptor = descriptor
+        self.progress = 0  # changes of the length that were seen
+        self._length = -1
+        with suppress(OSError):  # the holder may think that nobody waits; we go on then
+            lock_range(descriptor)
+
+    def look(self) -> Verdict:
+        """How things stand."""
+        if _is_at(self.descriptor, self._blob):
+            return Verdict.COMMITTED
+        if not _try_lock(self.descriptor):
+            length = os.fstat(self.descriptor).st_size
+            self.progress += length != self._length
+            self._length = length
+            return Verdict.MOVING
+        if _is_at(self.descriptor, self._path):
+            return Verdict.TAKEN
+        # Committed between our two looks, or given up.
+        return Verdict.COMMITTED if _is_at(self.descriptor, self._blob) else Verdict.GONE
+
+    def release(self) -> int:
+        """Hand the descriptor over."""
+        descriptor, self.descriptor = self.descriptor, -1
+        unlock_range(descriptor)
+        return descriptor
+
+    def close(self) -> None:
+        """Give up waiting."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def claim(directory: Path, blobs: Path, digest: Digest) -> tuple[int, Path] | Following:
+    """Become the holder of ``partial/<hash>`` (a locked descriptor and its path), or follow.
+
+    Raises OSError.
+    """
+    path = directory / digest.hex
+    while True:
+        descriptor = _open(path)
+        try:
+            if not _try_lock(descriptor):
+                return Following(digest, path, blobs, descriptor)
+            if _is_at(descriptor, path):
+                return descriptor, path
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # renamed or removed between our open and our lock
+
+
+def sweep(directory: Path) -> list[int]:
+    """Remove what dead holders have left; returns the sizes of what the living hold."""
+    held: list[int] = []
+    with suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            with suppress(OSError):
+                descriptor = os.open(path, _TO_LOOK)
+                try:
+                    if _try_lock(descriptor):
+                        if _is_at(descriptor, path):
+                            path.unlink()
+                    else:
+                        held.append(os.fstat(descriptor).st_size)
+                finally:
+                    os.close(descriptor)
+    return held
+
+
+def measure(directory: Path) -> tuple[int, int]:
+    """Bytes that the living hold, and bytes that dead holders have left."""
+    held = left = 0
+    with suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            with suppress(OSError):
+                descriptor = os.open(path, _TO_LOOK)
+                try:
+                    size = os.fstat(descriptor).st_size
+                    if _try_lock(descriptor):
+                        left += size
+                    else:
+                        held += size
+                finally:
+                    os.close(descriptor)
+    return held, left
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:  # whoever clears a cache by hand removes this directory too
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, flags, 0o600)
+
+
+def _copy(source: int, target: int, length: int) -> None:
+    done = 0
+    while done < length:
+        piece = os.pread(source, min(_PIECE, length - done), done)
+        if not piece:
+            raise OSError(errno.EIO, "a partial file became shorter")
+        done += os.pwrite(target, piece, done)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        there = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return os.path.samestat(there, os.fstat(descriptor))
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock(descriptor: int) -> None:
+    """Give up the lock of a holder."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def lock_range(descriptor: int) -> None:
+    """Take the lock of who waits; raises OSError."""
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE.pack(fcntl.F_RDLCK, 0, 0, 0, 0))
+
+
+def unlock_range(descriptor: int) -> None:
+    """Give up the lock of who waits."""
+    with suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE.pack(fcntl.F_UNLCK, 0, 0, 0, 0))
+
+
+def is_range_locked(descriptor: int) -> bool:
+    """Has anybody else a read lock on the file?"""
+    asked = _WHOLE_FILE.pack(fcntl.F_WRLCK, 0, 0, 0, 0)
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked)
+    except OSError:
+        return False
+    kind: int = _WHOLE_FILE.unpack(answer)[0]
+    return kind != fcntl.F_UNLCK
