@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from cafsfs.config import parse_count, parse_size
+from cafsfs.config import parse_count, parse_seconds, parse_size
 from tests.bench.children import BenchError
 from tests.bench.machine import describe, filesystem_of
 from tests.bench.measure import MIB, Result, measure
 from tests.bench.rows import ROWS, Row
 from tests.bench.stage import Stage, work_directory
-from tests.bench.table import render
+from tests.bench.table import render, render_details
 
 _NOTES = """\
-Rates in MiB/s, medians; spread: lowest and highest ratio of two runs in turn. Peak memory in MiB,
-of the client, or of the daemon where a mount is read; the asyncio client maps the file that it
-uploads into memory. A load above 0.5 before the start makes ratios doubtful."""
+Rates in MiB/s where nothing else is said, medians; spread: lowest and highest ratio of two runs in
+turn. A ratio is one of speed, also where seconds are shown. Peak memory in MiB, of the client, or
+of the daemon where a mount is read; the asyncio client maps the file that it uploads into memory. A
+load above 0.5 before the start makes ratios doubtful."""
 
 
 def main() -> int:
@@ -43,9 +44,10 @@ def main() -> int:
 
 def _bench(options: argparse.Namespace, rows: Sequence[Row]) -> int:
     load = os.getloadavg()[0]
-    with work_directory(options.dir, options.size) as directory:
+    many = options.blobs if any(row.many for row in rows) else 0
+    with work_directory(options.dir, options.size, many) as directory:
         place = f"{filesystem_of(directory)} ({directory.parent})"
-        stage = Stage(directory, options.size)
+        stage = Stage(directory, options.size, blobs=options.blobs, settle=options.settle)
         with stage.serving():
             results = [measure(row, stage, options.runs, _tell) for row in rows]
     if options.json:
@@ -53,10 +55,12 @@ def _bench(options: argparse.Namespace, rows: Sequence[Row]) -> int:
         return 0
     print(describe())
     print(
-        f"A blob of {_readable(options.size)}, runs: {options.runs}; everything is on {place}; "
+        f"A blob of {_readable(options.size)}, many are {options.blobs:,}, runs: {options.runs}; "
+        f"everything is on {place}; "
         f"load before the start {load:.1f}."
     )
-    print(f"\n{render(results)}\n\n{_NOTES}")
+    details = "\n\n".join(filter(None, [render(results), render_details(results), _NOTES]))
+    print(f"\n{details}")
     return 0
 
 
@@ -68,6 +72,20 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--size", type=parse_size, default=1 << 30, help="bytes of the big blob (1G)"
+    )
+    parser.add_argument(
+        "--blobs",
+        type=parse_count,
+        default=1_000_000,
+        metavar="N",
+        help="tiny blobs of a cache of many (1000000)",
+    )
+    parser.add_argument(
+        "--settle",
+        type=parse_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="after these the memory of a mount over them is looked at again (10)",
     )
     parser.add_argument(
         "--dir",
@@ -93,6 +111,7 @@ def _as_json(
         "place": place,
         "load": load,
         "size": options.size,
+        "blobs": options.blobs,
         "runs": options.runs,
         "rows": [each.as_dict() for each in results],
     }

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.bench.rows import Row
+from tests.bench.rows import Row, Unit
 from tests.bench.stage import Sample, Stage
 
 MIB = 1 << 20
@@ -14,27 +14,30 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A row and its samples; the n-th of ours came just after the n-th of the peer."""
+    """A row and its samples; the n-th of ours came just after the n-th of the peer.
+
+    ``amount``: how much was done in each, in the unit that rates are shown in.
+    """
 
     row: Row
-    size: int
+    amount: float
     ours: tuple[Sample, ...]
     peer: tuple[Sample, ...]
 
     @property
-    def our_rate(self) -> float:
-        """Our median, in MiB a second."""
-        return _rate(self.size, self.ours)
+    def our_figure(self) -> float:
+        """Our median, in the row's unit."""
+        return _figure(self.row.unit, self.amount, self.ours)
 
     @property
-    def peer_rate(self) -> float | None:
-        """The peer's median, in MiB a second."""
-        return _rate(self.size, self.peer) if self.peer else None
+    def peer_figure(self) -> float | None:
+        """The peer's median, in the row's unit."""
+        return _figure(self.row.unit, self.amount, self.peer) if self.peer else None
 
     @property
     def ratio(self) -> float | None:
-        """How many times the peer's rate ours is."""
-        return self.our_rate / self.peer_rate if self.peer_rate else None
+        """How many times as fast as the peer we are."""
+        return _median(self.peer) / _median(self.ours) if self.peer else None
 
     @property
     def spread(self) -> tuple[float, float] | None:
@@ -48,24 +51,45 @@ class Result:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the aim is reached, where there is one."""
+        """Whether the aim at speed is reached, where there is one."""
+        if self.row.limit is not None:
+            return _median(self.ours) <= self.row.limit
         if self.row.aim is None or self.ratio is None:
             return None
         return self.ratio >= self.row.aim
 
+    @property
+    def fits(self) -> bool | None:
+        """Whether the aim at memory is reached, where there is one."""
+        if self.row.memory is None:
+            return None
+        return max(each.peak for each in self.ours) <= self.row.memory
+
+    @property
+    def details(self) -> dict[str, float]:
+        """Medians of what else was measured of ours, by names that end with the unit."""
+        return {
+            name: statistics.median(each.details[name] for each in self.ours)
+            for name in self.ours[0].details
+        }
+
     def as_dict(self) -> dict[str, object]:
-        """For ``--json``; rates in MiB/s, times in seconds, peaks in bytes."""
+        """For ``--json``; times in seconds, peaks in bytes."""
         return {
             "row": self.row.name,
             "work": self.row.work,
             "peer_name": self.row.peer_name or None,
-            "bytes": self.size,
-            "ours": self.our_rate,
-            "peer": self.peer_rate,
+            "unit": self.row.unit.value,
+            "ours": self.our_figure,
+            "peer": self.peer_figure,
             "ratio": self.ratio,
             "spread": self.spread,
             "aim": self.row.aim,
+            "limit": self.row.limit,
             "reached": self.reached,
+            "memory": self.row.memory,
+            "fits": self.fits,
+            "details": self.details,
             "our_seconds": [each.seconds for each in self.ours],
             "peer_seconds": [each.seconds for each in self.peer],
             "our_peak": peak(self.ours),
@@ -77,14 +101,25 @@ def measure(row: Row, stage: Stage, runs: int, tell: Callable[[str], None]) -> R
     """Run ``row``; ``tell`` gets a line after each run."""
     ours: list[Sample] = []
     peer: list[Sample] = []
+    amount = stage.blobs if row.unit is Unit.BLOBS else stage.size / MIB
+    runs = 1 if row.once else runs
     for run in range(1, runs + 1):
         if row.peer is not None:
             peer.append(row.peer(stage))
         ours.append(row.ours(stage))
         last = [("peer", peer[-1:]), ("ours", ours[-1:])]
-        rates = [f"{who} {_rate(stage.size, each):,.0f} MiB/s" for who, each in last if each]
-        tell(f"{row.name}: run {run} of {runs}: {', '.join(rates)}")
-    return Result(row=row, size=stage.size, ours=tuple(ours), peer=tuple(peer))
+        figures = [
+            f"{who} {readable(_figure(row.unit, amount, each), row.unit)}"
+            for who, each in last
+            if each
+        ]
+        tell(f"{row.name}: run {run} of {runs}: {', '.join(figures)}")
+    return Result(row=row, amount=amount, ours=tuple(ours), peer=tuple(peer))
+
+
+def readable(figure: float, unit: Unit) -> str:
+    """A figure with its unit."""
+    return f"{figure:.2f} s" if unit is Unit.SECONDS else f"{figure:,.0f} {unit.value}"
 
 
 def peak(samples: Sequence[Sample]) -> int | None:
@@ -92,5 +127,9 @@ def peak(samples: Sequence[Sample]) -> int | None:
     return max((each.peak for each in samples), default=None)
 
 
-def _rate(size: int, samples: Sequence[Sample]) -> float:
-    return size / MIB / statistics.median(each.seconds for each in samples)
+def _figure(unit: Unit, amount: float, samples: Sequence[Sample]) -> float:
+    return _median(samples) if unit is Unit.SECONDS else amount / _median(samples)
+
+
+def _median(samples: Sequence[Sample]) -> float:
+    return statistics.median(each.seconds for each in samples)

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from blake3 import blake3
 
 STEP = 1 << 20  # bytes a call, as in our hot paths
+_BEYOND_CACHES = 128 << 20  # bytes
 
 
 def make(path: str, size: str) -> str:
@@ -77,6 +79,56 @@ def blake(size: str) -> float:
     return time.perf_counter() - began
 
 
+def blake_on_all_cores(size: str, passes: str) -> float:
+    """Hash as many bytes, a thread a core; the mean of some passes.
+
+    From memory, as all that is in the kernel's: the buffers are too large for the caches.
+    """
+    cores = len(os.sched_getaffinity(0))
+    share = max(1, int(size) * int(passes) // cores)
+    buffers = [b"1" * min(share, _BEYOND_CACHES) for _ in range(cores)]
+
+    def work(buffer: bytes) -> None:
+        state = blake3()
+        view = memoryview(buffer)
+        for start in range(0, share, STEP):
+            at = start % len(buffer)
+            state.update(view[at : at + min(STEP, share - start)])
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(cores) as threads:
+        list(threads.map(work, buffers))
+    return (time.perf_counter() - began) / int(passes)
+
+
+def blake_files_on_all_cores(directory: str, passes: str) -> float:
+    """Read and hash all files below a directory, a thread a core; the mean of some passes."""
+    files = [each for each in Path(directory).rglob("*") if each.is_file()]
+
+    def work(path: Path) -> None:
+        state = blake3()
+        buffer = memoryview(bytearray(STEP))
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                state.update(buffer[:count])
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(work, files * int(passes)))
+    return (time.perf_counter() - began) / int(passes)
+
+
+def count(least: str, command: str, path: str) -> float:
+    """Run a shell command on ``path`` that writes a line for each of ``least`` blobs, or more."""
+    began = time.perf_counter()
+    line = ("sh", "-c", f'{command} "$1" | wc -l', "sh", path)
+    lines = int(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+    took = time.perf_counter() - began
+    if lines < int(least):
+        sys.exit(f"`{command} {path}` shows {lines} lines for {least} blobs")
+    return took
+
+
 def loopback(size: str) -> float:
     """Receive from a process that only sends, into one buffer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -100,7 +152,19 @@ def loopback(size: str) -> float:
 
 
 VERBS: dict[str, Callable[..., float | str]] = {
-    each.__name__: each for each in (make, fingerprint, read, tool, write, blake, loopback)
+    each.__name__: each
+    for each in (
+        make,
+        fingerprint,
+        read,
+        tool,
+        write,
+        blake,
+        blake_on_all_cores,
+        blake_files_on_all_cores,
+        count,
+        loopback,
+    )
 }
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.children import TREE, BenchError, Child, run
@@ -20,34 +20,44 @@ PEER = "tests.bench.peer"
 PLAIN = "tests.bench.plain"
 
 _MEMORY = Path("/dev/shm")
-# Of the big blob at once: the file, the server's, a warm cache, a cold one, and the copy.
-_COPIES = 5
+# Of the big blob at once: the file, the server's, a warm cache, a cold one, one in pieces, and the
+# copy.
+_COPIES = 6
+# Of each of many tiny blobs: a page, and an inode, a name and a row (5.4 GiB a million, measured).
+_BLOB_ROOM = 6 << 10  # bytes
 _SLACK = 1 << 30  # bytes of memory for all processes
 _START_DEADLINE = 20.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One run: how long, and the peak memory of the process that did it, in bytes."""
+    """One run: how long, and the peak memory of the process that did it, in bytes.
+
+    ``details``: whatever else was measured, by names that end with the unit.
+    """
 
     seconds: float
     peak: int
+    details: Mapping[str, float] = field(default_factory=dict)
 
 
 @contextmanager
-def work_directory(given: Path | None, size: int) -> Iterator[Path]:
-    """An empty directory with room for blobs of ``size``: tmpfs if it fits; gone afterwards.
+def work_directory(given: Path | None, size: int, blobs: int) -> Iterator[Path]:
+    """An empty directory with room for copies of a blob of ``size`` bytes, and ``blobs`` tiny ones.
+
+    On tmpfs if they fit; gone afterwards.
 
     Raises BenchError where there is no room.
     """
+    room = _COPIES * size + _BLOB_ROOM * blobs
     if given is not None:
         base = given.resolve()  # children run elsewhere
-    elif _room_in_memory() >= _COPIES * size:
+    elif _room_in_memory() >= room:
         base = _MEMORY
     else:
         base = Path(tempfile.gettempdir())
-    if shutil.disk_usage(base).free < _COPIES * size:
-        raise BenchError(f"`{base}` has no room for {_COPIES} blobs of {size} bytes")
+    if shutil.disk_usage(base).free < room:
+        raise BenchError(f"`{base}` has no room for the {room} bytes of the bench")
     path = Path(tempfile.mkdtemp(prefix=f"cafsfs-bench-{os.getpid()}-", dir=base))
     try:
         yield path
@@ -67,30 +77,36 @@ def _room_in_memory() -> int:
 
 
 class Stage:
-    """A running server below ``directory``, with ``blob``, a file of ``size`` bytes, uploaded."""
+    """A running server below ``directory``, with ``blob``, a file of ``size`` bytes, uploaded.
 
-    def __init__(self, directory: Path, size: int) -> None:
+    ``blobs``: how many tiny ones a cache of many has. ``settle``: seconds after which a mount is
+    looked at again.
+    """
+
+    def __init__(self, directory: Path, size: int, *, blobs: int, settle: float) -> None:
         self.directory = directory
         self.size = size
+        self.blobs = blobs
+        self.settle = settle
         self.blob = directory / "blob"
         self.target = directory / "target"
         self.address = ""
         self.digest = ""
         self._store = directory / "store"
         self._warm = directory / "warm-cache"
-        self._cold = directory / "cold-cache"
+        self.cold = directory / "cold-cache"
 
     @contextmanager
     def serving(self) -> Iterator[None]:
         """Start the server and upload the blob."""
         (self._store / ROOT).mkdir(parents=True)
-        self.digest = self._ask(PLAIN, "make", str(self.blob), str(self.size))
+        self.digest = self.ask(PLAIN, "make", str(self.blob), str(self.size))
         arguments = ("serve", str(self._store), "--listen", "127.0.0.1:0")
         server = Child("cafsfs", *arguments, log=self.directory / "serve.log")
         try:
             line = server.await_line(f"serving {self._store} on ", deadline=_START_DEADLINE)
             self.address = line.split()[-1]
-            self._ask(OURS, "put", ROOT, self.address, str(self.blob))
+            self.ask(OURS, "put", ROOT, self.address, str(self.blob))
             yield
         finally:
             server.end()
@@ -121,7 +137,7 @@ class Stage:
     def copy_cold(self) -> Sample:
         """``cp`` of the blob from a mount whose cache is empty."""
         self.clear()
-        with self._mount(self._cold) as (path, daemon):
+        with self.mount(self.cold) as (path, daemon):
             sample = self.time(PLAIN, "tool", "cp", str(path), str(self.target))
         self._check_target()
         return Sample(seconds=sample.seconds, peak=daemon.peak)
@@ -129,7 +145,7 @@ class Stage:
     def dd_cold(self) -> Sample:
         """``dd`` of the blob from a mount whose cache is empty, to nowhere."""
         self.clear()
-        with self._mount(self._cold) as (path, daemon):
+        with self.mount(self.cold) as (path, daemon):
             sample = self.time(PLAIN, "tool", "dd", f"if={path}", "of=/dev/null", "bs=1M")
         return Sample(seconds=sample.seconds, peak=daemon.peak)
 
@@ -140,9 +156,9 @@ class Stage:
         """
         self.clear()
         if not self._warm.exists():
-            with self._mount(self._warm) as (path, _):
+            with self.mount(self._warm) as (path, _):
                 self.time(PLAIN, "read", str(path), str(self.size))
-        with self._mount(self._warm) as (path, daemon):
+        with self.mount(self._warm) as (path, daemon):
             for _ in range(times):
                 sample = self.time(PLAIN, "read", str(path), str(self.size))
         return Sample(seconds=sample.seconds, peak=daemon.peak)
@@ -161,31 +177,44 @@ class Stage:
         """Remove what earlier runs have left, so that each finds the same."""
         self.target.unlink(missing_ok=True)
         with suppress(FileNotFoundError):
-            shutil.rmtree(self._cold)
-
-    # ---
+            shutil.rmtree(self.cold)
 
     @contextmanager
-    def _mount(self, cache: Path) -> Iterator[tuple[Path, Child]]:
+    def mount(self, cache: Path) -> Iterator[tuple[Path, Child]]:
         """The path of the blob in a fresh mount, and the daemon; its ``peak`` counts afterwards."""
+        with self.mount_point() as point:
+            arguments = ("mount", "--foreground", "--cache-dir", str(cache), self.uri, str(point))
+            daemon = Child("cafsfs", *arguments, log=self.directory / "mount.log")
+            try:
+                daemon.await_line(f"mounted {self.uri} on ", deadline=_START_DEADLINE)
+                yield point / self.digest, daemon
+            finally:
+                daemon.end()
+
+    @contextmanager
+    def mount_point(self) -> Iterator[Path]:
+        """An empty directory; whatever is mounted on it afterwards is taken away."""
         point = self.directory / "mount"
         point.mkdir()
-        uri = f"cafs://{self.address}/{ROOT}"
-        arguments = ("mount", "--foreground", "--cache-dir", str(cache), uri, str(point))
-        daemon = Child("cafsfs", *arguments, log=self.directory / "mount.log")
         try:
-            daemon.await_line(f"mounted {uri} on ", deadline=_START_DEADLINE)
-            yield point / self.digest, daemon
+            yield point
         finally:
-            daemon.end()
             _detach(point)
             point.rmdir()
 
-    def _ask(self, module: str, *arguments: str) -> str:
+    @property
+    def uri(self) -> str:
+        """What is mounted."""
+        return f"cafs://{self.address}/{ROOT}"
+
+    def ask(self, module: str, *arguments: str) -> str:
+        """Run a child that prints what it has found out."""
         return run(module, arguments, self.directory / "child.log")[0]
 
+    # ---
+
     def _check_target(self) -> None:
-        if self._ask(PLAIN, "fingerprint", str(self.target)) != self.digest:
+        if self.ask(PLAIN, "fingerprint", str(self.target)) != self.digest:
             raise BenchError("what came back is not what was uploaded")
 
 

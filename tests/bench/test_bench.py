@@ -15,8 +15,8 @@ from tests.bench.rows import ROWS
 @pytest.mark.process
 @pytest.mark.fuse
 def test_shows_every_row_and_leaves_nothing(tmp_path: Path) -> None:
-    options = ["--size", "4M", "--runs", "1", "--dir", str(tmp_path)]
-    command = [sys.executable, "-m", "tests.bench", *options]
+    options = ["--size", "4M", "--blobs", "300", "--settle", "0.1", "--runs", "1"]
+    command = [sys.executable, "-m", "tests.bench", *options, "--dir", str(tmp_path)]
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for row in ROWS:
