@@ -100,18 +100,17 @@ async def test_killed(
         expect_log(DISCARDED)
     if (directory / "index.sqlite").exists():
         expect_log_of_index(directory, expect_log)
-    upstream = MemoryStore()
-    for content in CONTENTS:
-        await put(upstream, content)
+    upstream = await store_of_all()
     async with (
         open_disk_cache(directory, bounds=TIGHT, keep=False) as cache,
         trio.open_nursery() as nursery,
     ):
         assert notices_what_it_lacks(cache)
         store = ReadCachingStore(cache, upstream, nursery)
-        for digest, content in zip(DIGESTS, CONTENTS, strict=True):
-            assert await pull(store, digest) == content
+        await read(store, CONTENTS[::2])
         await upkeep_of(cache).adopt()
+        assert rows(cache) == sizes(directory)
+        await read(store, CONTENTS)
         await upkeep_of(cache).round()
         check_books(cache)
         check_pins(cache, deed)
@@ -125,6 +124,18 @@ def expect_log_of_index(directory: Path, expect_log: Callable[[str], None]) -> N
         expect_log(REBUILT)
 
 
+async def store_of_all() -> MemoryStore:
+    store = MemoryStore()
+    for content in CONTENTS:
+        await put(store, content)
+    return store
+
+
+async def read(store: ReadCachingStore, contents: list[bytes]) -> None:
+    for content in contents:
+        assert await pull(store, hash_bytes(content)) == content
+
+
 def found(directory: Path) -> dict[Digest, bytes]:
     """What stands under ``blobs/``; all of it is named by a hash."""
     files = (path for path in (directory / "blobs").rglob("*") if not path.is_dir())
@@ -133,13 +144,15 @@ def found(directory: Path) -> dict[Digest, bytes]:
 
 def notices_what_it_lacks(cache: DiskCache) -> bool:
     """Does the index agree with the files, or know that it may not? Then it adopts them."""
-    agrees = rows(cache) == {
-        digest: len(content) for digest, content in found(cache.premises.directory).items()
-    }
+    agrees = rows(cache) == sizes(cache.premises.directory)
     dead = cache.premises.dead_sessions()
     for descriptor, _ in dead:
         os.close(descriptor)
     return agrees or bool(dead) or not cache.ledger.complete
+
+
+def sizes(directory: Path) -> dict[Digest, int]:
+    return {digest: len(content) for digest, content in found(directory).items()}
 
 
 def rows(cache: DiskCache) -> dict[Digest, int]:
@@ -147,12 +160,11 @@ def rows(cache: DiskCache) -> dict[Digest, int]:
 
 
 def check_books(cache: DiskCache) -> None:
-    files = found(cache.premises.directory)
-    sizes = {digest: len(content) for digest, content in files.items()}
-    used = sum(sizes.values())
-    assert rows(cache) == sizes
+    files = sizes(cache.premises.directory)
+    used = sum(files.values())
+    assert rows(cache) == files
     assert cache.ledger.index.totals() == Totals(len(files), used, complete=True)
-    pinned = sum(sizes[digest] for digest in files if is_marked(cache, digest))
+    pinned = sum(files[digest] for digest in files if is_marked(cache, digest))
     assert used <= max(TIGHT.size.bytes, pinned)
     assert cache.usage == CacheUsage(used=used, bound=TIGHT.size.bytes, blobs=len(files))
 
