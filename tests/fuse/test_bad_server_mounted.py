@@ -105,6 +105,8 @@ def beside(server: BadServerProcess, beside_shared: Mounted) -> Iterator[Mounted
 def _judged(mounted: Mounted) -> Iterator[Mounted]:
     mounted.announce("^[^\n]* WARNING [^\n]*$")
     yield mounted
+    # A read-ahead may be answered after its reader has gone, and would speak in the next test.
+    eventually(lambda: mounted.stats()["filesystem"]["open_handles"] == 0, what="all is closed")
     wrong = mounted.judge_log()
     assert not wrong, "in the log:\n" + "\n".join(wrong)
 

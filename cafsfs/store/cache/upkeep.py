@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,21 +134,34 @@ class Upkeep(Keeper):
     async def run(self) -> None:
         """Until cancelled; whatever fails is logged, and tried again the next time."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._sync_now_and_then)
-            nursery.start_soon(self._adopt_when_needed)
+            nursery.start_soon(self._now_and_then, self.sync, _SYNC_PERIOD)
+            nursery.start_soon(self._adopt_now_and_then)
             while True:
                 cache = self._cache
                 with trio.move_on_after(_PERIOD):
                     await cache.wake.wait()
                 cache.wake = trio.Event()
-                try:
-                    await self.round()
-                except CafsError as error:
-                    self._complain(str(error))
-                except Exception:
-                    log.exception("the upkeep of the cache failed")
+                await self._try(self.round)
                 if cache.wake.is_set():  # bounds that cannot be held now: not in a busy loop
                     await trio.sleep(_PERIOD / 10)
+
+    async def _now_and_then(self, deed: Callable[[], Awaitable[object]], period: float) -> None:
+        while True:
+            await trio.sleep(period)
+            await self._try(deed)
+
+    async def _adopt_now_and_then(self) -> None:
+        await self._try(self._adopt_if_needed)
+        await self._now_and_then(self._adopt_if_needed, _AGING_PERIOD)
+
+    async def _try(self, deed: Callable[[], Awaitable[object]]) -> None:
+        """Whatever is wrong with the upkeep, the mount goes on."""
+        try:
+            await deed()
+        except CafsError as error:
+            self._complain(str(error))
+        except Exception:
+            log.exception("the upkeep of the cache failed")
 
     def _complain(self, what: str) -> None:
         """In the log, but not every two seconds while it lasts."""
@@ -224,14 +237,6 @@ class Upkeep(Keeper):
 
         while await trio.to_thread.run_sync(mark, limiter=self._writing) == _DURABLE:
             pass
-
-    async def _sync_now_and_then(self) -> None:
-        while True:
-            await trio.sleep(_SYNC_PERIOD)
-            try:
-                await self.sync()
-            except StoreError as error:
-                log.warning("%s", error)
 
     # --- eviction
 
@@ -331,23 +336,19 @@ class Upkeep(Keeper):
 
     # --- the files
 
-    async def _adopt_when_needed(self) -> None:
-        """Walk over the files when the index may lack some, or know some that are gone."""
+    async def _adopt_if_needed(self) -> None:
+        """Walk over the files if the index may lack some, or know some that are gone."""
         premises = self._cache.premises
-        while True:
-            dead = await self._in_thread(premises.dead_sessions)
+        dead = await self._in_thread(premises.dead_sessions)
+        try:
             if dead or not self._ledger.complete or self._index.rebuilds != self._rebuilds:
                 self._rebuilds = self._index.rebuilds
-                try:
-                    await self.adopt(share=_SHARE)
-                except StoreError as error:
-                    log.warning("what is in the cache is not all known: %s", error)
-                else:
-                    while dead:
-                        premises.forget(*dead.pop())
+                await self.adopt(share=_SHARE)
+                while dead:
+                    premises.forget(*dead.pop())
+        finally:
             for descriptor, _ in dead:
                 os.close(descriptor)
-            await trio.sleep(_AGING_PERIOD)
 
     async def adopt(self, *, share: float = 1.0) -> None:
         """Make the index agree with the files; what is new to it is verified when it is used.
