@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -376,17 +377,6 @@ class ReadCachingStore(ContentStore):
         """The content, from the cache or into it; a cache may fail, a read may not for that."""
         if pulling.anew:
             await self._cache.drop(digest)
-        else:
-            try:
-                file = await self._cache.open(digest, pulling.progress)
-            except BlobNotFound:
-                pass
-            except StoreError as error:
-                log.warning("%s; pulling %s again", error, digest)
-            else:
-                self._metrics.cache_hits += 1
-                return self._check_cached(digest, file)
-        self._metrics.cache_misses += 1
         try:
             return await self._pull(digest, pulling)
         except OSError as error:
@@ -413,8 +403,10 @@ class ReadCachingStore(ContentStore):
         told = self._told.get(digest)
         expected = None if told is None else told.size
         claimed = await self._cache.claim(digest, expected=expected, progress=pulling.progress)
-        if isinstance(claimed, CachedFile):  # another process has pulled it
+        if isinstance(claimed, CachedFile):
+            self._metrics.cache_hits += 1
             return self._check_cached(digest, claimed)
+        self._metrics.cache_misses += 1
         return await self._fill(claimed)
 
     async def _fill(self, partial: Partial) -> CachedFile:
@@ -457,13 +449,15 @@ class ReadCachingStore(ContentStore):
             inquiry.done.set()
 
     async def _find_out(self, digest: Digest) -> BlobStat:
-        try:
-            return await self._cache.stat(digest)
-        except (BlobNotFound, StoreError):
-            pass
+        size: int | None = None
+        with suppress(BlobNotFound, StoreError):
+            looked = await self._cache.look(digest)
+            if looked.present:
+                return await self._cache.stat(digest)  # verifies what nobody vouches for
+            size = looked.size
         stat = await self._upstream.stat(digest)
-        if stat.size is None and (length := await self._length(digest)) is not None:
-            stat = replace(stat, size=length)
+        if stat.size is None:
+            stat = replace(stat, size=size)
         if stat.size is None:
             blob = self.open(digest)
             try:
@@ -474,12 +468,6 @@ class ReadCachingStore(ContentStore):
             self._cache.ledger.remember_length(digest, file.size)
         self._remember(digest, stat)
         return stat
-
-    async def _length(self, digest: Digest) -> int | None:
-        try:
-            return await self._cache.length(digest)
-        except StoreError:
-            return None
 
     def _check_size(self, digest: Digest, stat: BlobStat) -> None:
         """A length that was given out and proves wrong would truncate every copy: fail instead.

@@ -87,12 +87,24 @@ class Listed(NamedTuple):
     verified: bool
 
 
+class Looked(NamedTuple):
+    """What is told of a blob without reading it.
+
+    ``size`` is one that was verified once; None where nobody vouches for any. It may be known of
+    a blob that is not ``present``, where only unpacking tells it.
+    """
+
+    present: bool
+    size: int | None = None
+
+
 class _Found(NamedTuple):
     """A blob that was opened, and what is remembered of it where that has to be asked."""
 
     descriptor: int
     stat: os.stat_result
     entry: Entry | None
+    trusted: bool
 
 
 class Keeper:
@@ -223,10 +235,6 @@ class DiskCache(ContentStore):
         """Is the blob never to be evicted?"""
         return await self.in_thread(lambda: self.ledger.index.is_pinned(digest))
 
-    async def length(self, digest: Digest) -> int | None:
-        """The size of a blob that only unpacking tells, if it was unpacked before."""
-        return await self.in_thread(lambda: self.ledger.index.length(digest))
-
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         unknown = [each for each in digests if self.ledger.known(each) is None]
         return await self.in_thread(lambda: {e for e in unknown if not is_blob(self.path(e))})
@@ -245,13 +253,22 @@ class DiskCache(ContentStore):
 
         Raises BlobNotFound, StoreError.
         """
+        looked = await self.look(digest)
+        if not looked.present:
+            raise BlobNotFound(digest)
+        return looked.size
+
+    async def look(self, digest: Digest) -> Looked:
+        """What can be told of a blob without reading it, in one hop; raises StoreError."""
         size = self.known_size(digest)
-        if size is None:
-            self._check_usable(digest)
-            size = await self.in_thread(lambda: self._look(digest))
-            if size is not None:
-                self._note(digest, Known(size))
-        return size
+        if size is not None:
+            return Looked(present=True, size=size)
+        if self._trouble.bypassed:
+            return Looked(present=False)
+        looked = await self.in_thread(lambda: self._look(digest))
+        if looked.size is not None and looked.present:
+            self._note(digest, Known(looked.size))
+        return looked
 
     # --- content out
 
@@ -260,24 +277,32 @@ class DiskCache(ContentStore):
 
         Raises BlobNotFound, also for what proved wrong and was thrown away, and StoreError.
         """
-        self._check_usable(digest)
+        if self._trouble.bypassed:
+            raise BlobNotFound(digest)
         known = self.ledger.known(digest)
         try:
             found = await self._in_disk_thread(lambda: self._open(digest, known))
         except BlobNotFound:
-            if self.ledger.forget(digest):  # somebody else has removed it
-                self.on_change(digest)
+            self._miss(digest)
             raise
+        return await self._admit(digest, found, progress or Progress())
+
+    async def _admit(self, digest: Digest, found: _Found, progress: Progress) -> CachedFile:
+        """Hand out an open file of the cache, if it is the blob."""
         file = self._file(digest, found.descriptor, found.stat)
         try:
-            if known is None or not known.describes(found.stat):
-                await self._trust_or_verify(digest, found, progress or Progress())
+            if not found.trusted:
+                await self._trust_or_verify(digest, found, progress)
         except BaseException:
             file.close()
             raise
         if not self._is_oversize(file.size):  # that one goes first, or all others would
             self.ledger.use(digest)
         return file
+
+    def _miss(self, digest: Digest) -> None:
+        if self.ledger.forget(digest):  # somebody else has removed it
+            self.on_change(digest)
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         file = await self.open(digest)
@@ -335,43 +360,49 @@ class DiskCache(ContentStore):
     async def claim(
         self, digest: Digest, *, expected: int | None = None, progress: Progress | None = None
     ) -> Partial | CachedFile:
-        """Become the one who pulls a blob into the cache, or wait until another process has.
+        """The blob; or become the one who pulls it, unless another process does: then wait.
 
-        Returns a sink for the content, to be committed or discarded, or the blob. Where the cache
-        cannot be written to, the sink is private. ``expected`` is the size if it is known.
+        Returns the open blob, or a sink for its content, to be committed or discarded. Where the
+        cache cannot be written to, the sink is private. ``expected`` is the size if it is known.
         """
         progress = progress or Progress()
-        while not (self._trouble.bypassed or self.read_only):
+        anew = False
+        while not self._trouble.bypassed:
             try:
-                claimed = await trio.to_thread.run_sync(
-                    lambda: partials.claim(self.premises.partials, self.premises.blobs, digest),
-                    limiter=self._limiter,
+                found = await self._try_claim(digest, anew=anew)
+                if isinstance(found, _Found):
+                    return await self._admit(digest, found, progress)
+                self._miss(digest)
+                claimed = (
+                    await self._follow(found, progress) if isinstance(found, Following) else found
                 )
-            except OSError as error:
-                if error.errno in FULL and await self.keeper.make_room(0):
-                    continue
-                self.note_trouble(error)
-                break
-            if isinstance(claimed, Following):
-                followed = await self._follow(claimed, progress)
-                if isinstance(followed, CachedFile):
-                    return followed
-                if followed is None:
-                    continue
-                if isinstance(followed, Verdict):
-                    log.warning("another process pulls %s and does not move", digest)
-                    break
-                claimed = followed
-            partial = self._own(digest, *claimed, expected, progress)
-            try:
-                return await self._finished(partial, progress) or partial
+                if isinstance(claimed, CachedFile):
+                    return claimed
+                if isinstance(claimed, tuple):
+                    partial = self._own(digest, *claimed, expected, progress)
+                    return await self._finished(partial) or partial
+            except BlobNotFound:  # what was there is thrown away, if it could be
+                anew = True
             except StoreError:  # it is noted; what comes is served without it
-                await self.discard(partial)
                 break
-            except BaseException:
-                await self.discard(partial)
-                raise
+            else:
+                if claimed is None:
+                    break
         return Partial(digest, None, -1, self._shelter, expected=expected, progress=progress)
+
+    async def _try_claim(
+        self, digest: Digest, *, anew: bool
+    ) -> _Found | tuple[int, Path] | Following | None:
+        """None where the cache cannot take it."""
+        known = self.ledger.known(digest)
+        open_or_claim = bind(self._open_or_claim, digest, known, anew=anew)
+        while True:
+            try:
+                return await trio.to_thread.run_sync(open_or_claim, limiter=self._limiter)
+            except OSError as error:
+                if error.errno not in FULL or not await self.keeper.make_room(0):
+                    self.note_trouble(error)
+                    return None
 
     async def commit(self, partial: Partial, stat: BlobStat | None = None) -> CachedFile:
         """Give a verified partial file its name and hand it out open, in one step.
@@ -544,7 +575,7 @@ class DiskCache(ContentStore):
     ) -> CachedFile | tuple[int, Path] | Verdict | None:
         """Wait for what another process pulls.
 
-        Returns the blob, or the file to go on with and its path, or None to begin anew, or that
+        Returns the blob, or the file to go on with and its path; GONE to begin anew; or None where
         the other one lives and does not move.
         """
         try:
@@ -559,9 +590,10 @@ class DiskCache(ContentStore):
                 case Verdict.TAKEN:
                     return following.release(), self.premises.partials / following.digest.hex
                 case Verdict.GONE:
-                    return None
+                    return Verdict.GONE
                 case Verdict.MOVING:
-                    return Verdict.MOVING
+                    log.warning("another process pulls %s and does not move", following.digest)
+                    return None
         finally:
             following.close()
 
@@ -609,19 +641,18 @@ class DiskCache(ContentStore):
         if not self._held and not self.background:
             self.premises.pull_in_foreground(pulls=False)
 
-    async def _finished(self, partial: Partial, progress: Progress) -> CachedFile | None:
-        """The blob, if another process has committed it just now, or has died with all of it."""
-        digest = partial.digest
-        if await self._in_disk_thread(lambda: self._size_on_disk(digest)) is not None:
-            with suppress(BlobNotFound):
-                file = await self.open(digest, progress)
-                await self.discard(partial)
-                return file
+    async def _finished(self, partial: Partial) -> CachedFile | None:
+        """The blob, if who had it before us has died with all of it."""
         kept = partial.kept
-        if kept and partial.expected in {None, kept}:
-            if await self._in_disk_thread(partial.hash_kept) == digest:
+        if not kept or partial.expected not in {None, kept}:
+            return None
+        try:
+            if await self._in_disk_thread(partial.hash_kept) == partial.digest:
                 return await self.commit(partial)
             partial.restart()
+        except BaseException:
+            await self.discard(partial)
+            raise
         return None
 
     # --- disk
@@ -645,18 +676,44 @@ class DiskCache(ContentStore):
             stat = os.fstat(descriptor)
             if not S_ISREG(stat.st_mode):
                 raise BlobNotFound(digest)
-            trusted = known is not None and known.describes(stat)
-            return _Found(descriptor, stat, None if trusted else self.ledger.find(digest))
+            if known is not None and known.describes(stat):
+                return _Found(descriptor, stat, None, trusted=True)
+            return _Found(descriptor, stat, self.ledger.find(digest), trusted=False)
         except BaseException:
             os.close(descriptor)
             raise
 
-    def _look(self, digest: Digest) -> int | None:
+    def _open_or_claim(
+        self, digest: Digest, known: Known | None, *, anew: bool
+    ) -> _Found | tuple[int, Path] | Following | None:
+        """In one hop, for small blobs come by the thousand; ``anew``: what is there is wrong."""
+        with suppress(BlobNotFound):
+            if not anew:
+                return self._open(digest, known)
+        if self.read_only:
+            return None
+        claimed = partials.claim(self.premises.partials, self.premises.blobs, digest)
+        if isinstance(claimed, Following) or anew:
+            return claimed
+        try:
+            # Another process may have committed it between our look and our lock.
+            found = self._open(digest, None)
+        except BlobNotFound:
+            return claimed
+        except BaseException:
+            os.close(claimed[0])
+            raise
+        claimed[1].unlink(missing_ok=True)
+        os.close(claimed[0])
+        return found
+
+    def _look(self, digest: Digest) -> Looked:
         size = self._size_on_disk(digest)
         if size is None:
-            raise BlobNotFound(digest)
+            return Looked(present=False, size=self.ledger.index.length(digest))
         entry = self.ledger.find(digest)
-        return size if entry is not None and entry.verified and entry.size == size else None
+        vouched = entry is not None and entry.verified and entry.size == size
+        return Looked(present=True, size=size if vouched else None)
 
     def _size_on_disk(self, digest: Digest) -> int | None:
         try:
@@ -723,10 +780,6 @@ class DiskCache(ContentStore):
     def _note(self, digest: Digest, known: Known) -> None:
         if digest not in self.leaving:
             self.ledger.note(digest, known)
-
-    def _check_usable(self, digest: Digest) -> None:
-        if self._trouble.bypassed:
-            raise BlobNotFound(digest)
 
     async def _in_disk_thread(self, work: Callable[[], T]) -> T:
         """As ``in_thread``; an error is the disk's, and it is left alone for a while."""
