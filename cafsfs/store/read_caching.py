@@ -7,6 +7,7 @@ The whole way of a read: ``fuse/operations.py`` → ``vfs/filesystem.py`` → ``
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -20,7 +21,7 @@ from cafsfs.errors import BlobNotFound, CafsError, CorruptBlob, StoreError, Time
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
 from cafsfs.store.cache.cached_file import CachedFile
-from cafsfs.store.cache.disk_cache import CacheUsage, DiskCache, Listed
+from cafsfs.store.cache.disk_cache import CacheUsage, DiskCache, Listed, Looked
 from cafsfs.store.cache.partials import FULL, Partial, Progress
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _REMEMBERED = 1 << 17  # stats of blobs that are not cached; about 40 MB at most
 _MENDS = 3  # times that a read has a blob pulled anew, which somebody spoils again and again
+_SOON_HASHED = 64 << 20  # bytes: 20 ms from memory, and less than a second from most disks
 _GLANCES = 10  # looks at the progress of a pull in the time that a reader waits without any
 
 
@@ -327,11 +329,15 @@ class ReadCachingStore(ContentStore):
         """A cached file has proved wrong: bring the blob once more, for all its readers."""
         if blob.state != _Ready(file):
             return  # somebody else was quicker
-        log.warning("%s; pulling %s again", error, blob.digest)
+        unreadable = False
         if isinstance(error.__cause__, OSError):
             self._cache.note_trouble(error.__cause__)
+            unreadable = error.__cause__.errno != errno.ETIMEDOUT  # what hangs is not to be touched
+        again = "pulling" if isinstance(error, StoreError) else "verifying"
+        log.warning("%s; %s %s again", error, again, blob.digest)
         blob.retired.append(file)
-        blob.state = _Pulling(anew=True)
+        # What was only changed is hashed again: somebody may have done no more than touch it.
+        blob.state = _Pulling(anew=unreadable)
         blob.settled = trio.Event()
         self._nursery.start_soon(self._load, blob)
 
@@ -379,6 +385,12 @@ class ReadCachingStore(ContentStore):
             await self._cache.drop(digest)
         try:
             return await self._pull(digest, pulling)
+        except Unavailable:
+            if not self._cache.bypassed:
+                raise
+            with suppress(BlobNotFound, StoreError):  # better a sick disk than nobody at all
+                return await self._cache.open(digest, pulling.progress, bypassed=True)
+            raise
         except OSError as error:
             if error.errno in FULL:
                 raise StoreError(
@@ -449,15 +461,22 @@ class ReadCachingStore(ContentStore):
             inquiry.done.set()
 
     async def _find_out(self, digest: Digest) -> BlobStat:
-        size: int | None = None
-        with suppress(BlobNotFound, StoreError):
+        looked = Looked(present=False)
+        with suppress(StoreError):
             looked = await self._cache.look(digest)
+        # Hashing what nobody vouches for takes a moment for a small blob, and tells the truth.
+        if looked.present and (looked.size is not None or looked.on_disk <= _SOON_HASHED):
+            with suppress(BlobNotFound, StoreError):
+                return await self._cache.stat(digest)
+        try:
+            stat = await self._upstream.stat(digest)
+        except CafsError:
             if looked.present:
-                return await self._cache.stat(digest)  # verifies what nobody vouches for
-            size = looked.size
-        stat = await self._upstream.stat(digest)
-        if stat.size is None:
-            stat = replace(stat, size=size)
+                with suppress(BlobNotFound, StoreError):
+                    return await self._cache.stat(digest)
+            raise
+        if stat.size is None and not looked.present:
+            stat = replace(stat, size=looked.size)
         if stat.size is None:
             blob = self.open(digest)
             try:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.fuse
 SIZE = 700_000
 MIB = 1 << 20
 DISCARDED = "WARNING .*what the cache had for .* was not its content; discarded"
-CHANGED = "WARNING .*a cached blob (was changed|of .* has none at).*; pulling .* again"
+CHANGED = "WARNING .*a cached blob (was changed|of .* has none at).*; verifying .* again"
 IN_THE_WAY = "WARNING .*not cached, because of what somebody else has put there: .*directory"
 SICK = (
     "WARNING .*(cannot (read|use) the cache|cannot remove .* from the cache|index.sqlite"

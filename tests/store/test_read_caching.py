@@ -924,7 +924,8 @@ async def test_a_cached_file_that_changes_under_its_readers_is_pulled_again(
     bench: Bench, expect_log: Callable[[str], None], readers: int, harm: Callable[[Path], None]
 ) -> None:
     """They notice nothing, and it is pulled once for all of them."""
-    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; pulling .* again")
+    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; verifying .* again")
+    expect_log("WARNING .*what the cache had for .* was not its content; discarded")
     before = descriptors()
     blobs = await opened(bench, readers)
     harm(bench.path)
@@ -961,7 +962,8 @@ async def test_readers_of_two_processes_are_mended(
     bench: Bench, nursery: trio.Nursery, expect_log: Callable[[str], None]
 ) -> None:
     """Who comes second finds what the first one has brought."""
-    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; pulling .* again")
+    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; verifying .* again")
+    expect_log("WARNING .*what the cache had for .* was not its content; discarded")
     other = await both(bench, nursery)
     blobs = await opened(bench, 2)
     others = await opened(other, 2)
@@ -980,7 +982,8 @@ async def test_readers_of_two_processes_are_mended(
 async def test_where_it_cannot_be_pulled_again_its_readers_get_that_error(
     bench: Bench, expect_log: Callable[[str], None]
 ) -> None:
-    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; pulling .* again")
+    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; verifying .* again")
+    expect_log("WARNING .*what the cache had for .* was not its content; discarded")
     before = descriptors()
     blobs = await opened(bench, 3)
     truncate(bench.path)
@@ -995,7 +998,8 @@ async def test_where_it_cannot_be_pulled_again_its_readers_get_that_error(
 
 
 async def test_closed_while_it_is_mended(bench: Bench, expect_log: Callable[[str], None]) -> None:
-    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; pulling .* again")
+    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; verifying .* again")
+    expect_log("WARNING .*what the cache had for .* was not its content; discarded")
     before = descriptors()
     (blob,) = await opened(bench, 1)
     assert await bench.upstream.asked.receive() == "pull"

@@ -284,7 +284,8 @@ async def test_what_a_pull_told_is_told_of_what_is_cached(scene: Scene) -> None:
 async def test_a_cached_file_that_is_changed_under_its_readers_is_read_on(
     scene: Scene, expect_log: Callable[[str], None]
 ) -> None:
-    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; pulling .* again")
+    expect_log("WARNING cafsfs.store.read_caching: a cached blob .*; verifying .* again")
+    expect_log("WARNING .*what the cache had for .* was not its content; discarded")
     digest = scene.upstream.add(CONTENT)
     handle = await scene.open(digest)
     await scene.fs.read(handle, 0, 1)

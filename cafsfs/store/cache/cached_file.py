@@ -16,6 +16,9 @@ from cafsfs.store.files import copy_content
 
 # Closing the last descriptor of a removed file frees its blocks: not on the event loop from here on
 _LARGE = 1 << 20  # bytes
+# A disk that takes longer hangs: before the readers' patience (30 s) is at its end, the blob is to
+# have come from elsewhere.
+HUNG = 10.0  # seconds
 
 
 class CachedFile:
@@ -64,12 +67,22 @@ class CachedFile:
         buffer = bytearray(length)
         done = self._read_from_memory(buffer, offset) if self._inline else 0
         if done < length:
-            work = memoryview(buffer)[done:]
-            await trio.to_thread.run_sync(
-                self._read_from_disk, work, offset + done, limiter=self._limiter
-            )
+            await self._read_in_thread(memoryview(buffer)[done:], offset + done)
         self._check_unchanged()
         return buffer
+
+    async def _read_in_thread(self, buffer: memoryview, offset: int) -> None:
+        """Cancelled, or when the disk hangs, the thread is left to itself, and ``buffer`` to it."""
+        with trio.move_on_after(HUNG):
+            await trio.to_thread.run_sync(
+                lambda: self._read_from_disk(buffer, offset),
+                limiter=self._limiter,
+                abandon_on_cancel=True,
+            )
+            return
+        raise StoreError("cannot read the cache: its disk does not answer") from OSError(
+            errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)
+        )
 
     async def copy_to(self, sink: ContentSink, digest: Digest) -> BlobStat:
         """Write all to ``sink``, verifying it once more; raises CorruptBlob, StoreError."""

@@ -19,7 +19,7 @@ from cafsfs.digest import Digest
 from cafsfs.errors import StoreError
 from cafsfs.packing import hash_file
 from cafsfs.store.cache import partials
-from cafsfs.store.cache.disk_cache import PINNED, CacheUsage, DiskCache
+from cafsfs.store.cache.disk_cache import PINNED, CacheUsage, DiskCache, is_marked
 from cafsfs.store.cache.index import Changes
 from cafsfs.store.cache.premises import Session
 from cafsfs.store.cache.upkeep import Evicted, Upkeep, blob_files
@@ -117,11 +117,11 @@ async def evict(cache: DiskCache, digests: Collection[Digest]) -> Removed:
 
     def pinned() -> set[Digest]:
         pins = set(cache.ledger.index.pins())
-        return {each for each in digests if each in pins or _is_marked(cache.path(each))}
+        return {each for each in digests if each in pins or _is_pinned(cache.path(each))}
 
     removed = Removed(pinned=await cache.in_thread(pinned))
     free = [each for each in digests if each not in removed.pinned]
-    removed.gone = await cache.remove(free)
+    removed.gone = await cache.remove(free, pinned=False)
     left = set(free) - removed.gone.keys()
     removed.stuck = await cache.in_thread(
         lambda: {e for e in left if os.path.lexists(cache.path(e))}
@@ -159,8 +159,10 @@ async def verify(
     walking = trio.CapacityLimiter(1)
     batches = _batches(cache.premises.blobs)
 
+    unread: set[Digest] = set()
+
     def check(batch: list[Path]) -> tuple[Changes, dict[Digest, str], int]:
-        return _check(cache, batch, on_read)
+        return _check(cache, batch, on_read, unread)
 
     async def work() -> None:
         while batch := await trio.to_thread.run_sync(next, batches, None, limiter=walking):
@@ -169,8 +171,8 @@ async def verify(
             done.blobs += len(right.entries) + len(wrong)
             done.bytes += size
             done.wrong |= wrong
-            if repair and wrong:
-                done.discarded |= (await cache.remove(list(wrong))).keys()
+            if repair and (doomed := [each for each in wrong if each not in unread]):
+                done.discarded |= (await cache.remove(doomed)).keys()
 
     await cache.keeper.flush()
     async with trio.open_nursery() as nursery:
@@ -195,9 +197,12 @@ def _batches(blobs: Path) -> Iterator[list[Path]]:
 
 
 def _check(
-    cache: DiskCache, batch: list[Path], on_read: Callable[[int], object]
+    cache: DiskCache, batch: list[Path], on_read: Callable[[int], object], unread: set[Digest]
 ) -> tuple[Changes, dict[Digest, str], int]:
-    """What the index should know of those that are right, what is wrong with others, and bytes."""
+    """What the index should know of those that are right, what is wrong with others, and bytes.
+
+    Those that could not even be opened are added to ``unread``.
+    """
     right = Changes()
     wrong: dict[Digest, str] = {}
     total = 0
@@ -216,6 +221,7 @@ def _check(
             continue  # evicted meanwhile
         except OSError as error:
             wrong[digest] = f"cannot be opened: {error.strerror}"
+            unread.add(digest)  # it may be right
             continue
         try:
             found = os.fstat(descriptor)
@@ -318,10 +324,10 @@ def _upkeep(cache: DiskCache) -> Upkeep:
     return cache.keeper
 
 
-def _is_marked(path: Path) -> bool:
+def _is_pinned(path: Path) -> bool:
     """Is the file marked as pinned, whatever the index says?"""
     with suppress(OSError):
-        return path.lstat().st_mode & 0o777 == PINNED
+        return is_marked(path.lstat())
     return False
 
 

@@ -230,6 +230,8 @@ class Database:
             yield
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError):
             raise
+        except OverflowError as error:  # a number that SQLite has no room for
+            raise StoreError(f"{self._name}: {error}") from error
         except OSError as error:
             hint = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else None
             raise StoreError(f"{self._name}: {error.strerror}", hint=hint) from error

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from functools import partial as bind
 from pathlib import Path
 from stat import S_ISREG
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import trio
@@ -37,11 +38,19 @@ from cafsfs.metrics import Metrics
 from cafsfs.packing import hash_file
 from cafsfs.store.cache import partials
 from cafsfs.store.cache.bounds import Bounds, Fill, excess
-from cafsfs.store.cache.cached_file import CachedFile
+from cafsfs.store.cache.cached_file import HUNG, CachedFile
 from cafsfs.store.cache.durability import boot_id, since_boot
 from cafsfs.store.cache.index import Entry, Index
 from cafsfs.store.cache.ledger import Known, Ledger
-from cafsfs.store.cache.partials import FULL, Following, Partial, Progress, Shelter, Verdict
+from cafsfs.store.cache.partials import (
+    FULL,
+    ROOMS,
+    Following,
+    Partial,
+    Progress,
+    Shelter,
+    Verdict,
+)
 from cafsfs.store.cache.premises import Premises
 from cafsfs.store.cache.trouble import Trouble
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
@@ -60,6 +69,11 @@ _WATCHERS = 8  # threads that look at what other processes pull; a look takes mi
 _STALLED = 15.0  # seconds
 _GLANCE = 0.005, 0.1  # seconds between two looks at what another process pulls: at first, at most
 PINNED = 0o400  # the mode of a pinned blob; that of others is 0600
+
+
+def is_marked(found: os.stat_result) -> bool:
+    """Is the file marked as pinned?"""
+    return found.st_mode & 0o777 == PINNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +105,13 @@ class Looked(NamedTuple):
     """What is told of a blob without reading it.
 
     ``size`` is one that was verified once; None where nobody vouches for any. It may be known of
-    a blob that is not ``present``, where only unpacking tells it.
+    a blob that is not ``present``, where only unpacking tells it. ``on_disk``: bytes of the file,
+    whoever vouches for it.
     """
 
     present: bool
     size: int | None = None
+    on_disk: int = 0
 
 
 class _Found(NamedTuple):
@@ -105,6 +121,46 @@ class _Found(NamedTuple):
     stat: os.stat_result
     entry: Entry | None
     trusted: bool
+
+
+_Claimed = _Found | tuple[int, Path] | Following | None
+"""The open blob, a locked partial file, another process that pulls it, or nothing to be had."""
+
+
+class _Handover:
+    """From a thread to who waits for it, if he still does; else it is closed."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._claimed: _Claimed = None
+        self._ended = False
+
+    def give(self, claimed: _Claimed) -> None:
+        with self._lock:
+            self._claimed = claimed
+            if self._ended:
+                self._close()
+
+    def take(self) -> _Claimed:
+        claimed, self._claimed = self._claimed, None
+        return claimed
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            self._close()
+
+    def _close(self) -> None:
+        match self.take():
+            case _Found(descriptor=descriptor):
+                os.close(descriptor)
+            case Following() as following:
+                following.close()
+            case (int(descriptor), Path() as path):
+                with suppress(OSError):
+                    if not os.fstat(descriptor).st_size:  # else it may be of use to somebody
+                        path.unlink()
+                os.close(descriptor)  # and so its lock is given up
 
 
 class Keeper:
@@ -146,6 +202,9 @@ class DiskCache(ContentStore):
         self._shelter = shelter or Shelter()
         self.background = background
         self._limiter = trio.CapacityLimiter(_WORKERS)
+        self._claiming = trio.CapacityLimiter(_WORKERS)
+        self._sheltered = trio.CapacityLimiter(_WORKERS)
+        self._asking = trio.CapacityLimiter(_WORKERS)
         self._hashing = trio.CapacityLimiter(_HASHERS)
         # Apart from the others: a pull that waits in a thread for room must not keep it from being
         # made.
@@ -186,6 +245,11 @@ class DiskCache(ContentStore):
         return self._trouble.reason
 
     @property
+    def bypassed(self) -> bool:
+        """Is the disk left alone at the moment?"""
+        return self._trouble.bypassed
+
+    @property
     def read_only(self) -> str | None:
         """Why the cache cannot be written to, if it cannot."""
         return self._trouble.read_only
@@ -193,7 +257,7 @@ class DiskCache(ContentStore):
     def fill(self) -> Fill:
         """How full it is, with what is in flight."""
         total, free = self.disk
-        ours = sum(each.size for each in self._held if not self._is_oversize(each.size))
+        ours = sum(each.room for each in self._held if not self._is_oversize(each.room))
         return Fill(
             committed=self.ledger.used,
             files=self.ledger.blobs,
@@ -229,15 +293,15 @@ class DiskCache(ContentStore):
 
     async def describe(self, digest: Digest) -> Entry | None:
         """All that is remembered of a cached blob."""
-        return await self.in_thread(lambda: self.ledger.find(digest))
+        return await self._ask(lambda: self.ledger.find(digest))
 
     async def is_pinned(self, digest: Digest) -> bool:
         """Is the blob never to be evicted?"""
-        return await self.in_thread(lambda: self.ledger.index.is_pinned(digest))
+        return await self._ask(lambda: self.ledger.index.is_pinned(digest))
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         unknown = [each for each in digests if self.ledger.known(each) is None]
-        return await self.in_thread(lambda: {e for e in unknown if not is_blob(self.path(e))})
+        return await self._ask(lambda: {e for e in unknown if not is_blob(self.path(e))})
 
     async def stat(self, digest: Digest) -> BlobStat:
         """The size that was verified; hashes a blob that nobody vouches for."""
@@ -259,25 +323,31 @@ class DiskCache(ContentStore):
         return looked.size
 
     async def look(self, digest: Digest) -> Looked:
-        """What can be told of a blob without reading it, in one hop; raises StoreError."""
+        """What can be told of a blob without reading it, in one hop; raises StoreError.
+
+        Cancelled, it leaves its thread behind: a disk that hangs does not hold up who asks.
+        """
         size = self.known_size(digest)
         if size is not None:
             return Looked(present=True, size=size)
         if self._trouble.bypassed:
             return Looked(present=False)
-        looked = await self.in_thread(lambda: self._look(digest))
+        looked = await self._ask(lambda: self._look(digest))
         if looked.size is not None and looked.present:
             self._note(digest, Known(looked.size))
         return looked
 
     # --- content out
 
-    async def open(self, digest: Digest, progress: Progress | None = None) -> CachedFile:
+    async def open(
+        self, digest: Digest, progress: Progress | None = None, *, bypassed: bool = False
+    ) -> CachedFile:
         """Open a cached blob and note its use; verifies it first where it is not trusted.
 
-        Raises BlobNotFound, also for what proved wrong and was thrown away, and StoreError.
+        With ``bypassed`` also from a disk that is left alone at the moment. Raises BlobNotFound,
+        also for what proved wrong and was thrown away, and StoreError.
         """
-        if self._trouble.bypassed:
+        if self._trouble.bypassed and not bypassed:
             raise BlobNotFound(digest)
         known = self.ledger.known(digest)
         try:
@@ -319,10 +389,13 @@ class DiskCache(ContentStore):
         self.metrics.cache_discards += 1
         await self.remove([digest])
 
-    async def remove(self, digests: Collection[Digest]) -> dict[Digest, int]:
+    async def remove(
+        self, digests: Collection[Digest], *, pinned: bool = True
+    ) -> dict[Digest, int]:
         """Remove blobs; returns the sizes of those that were there. Even if cancelled.
 
-        What cannot be removed is a warning in the log. A commit of the same blob waits: else the
+        Without ``pinned`` those are spared, by their mark at this very moment. What cannot be
+        removed is a warning in the log. A commit of the same blob waits: else the
         new file would be removed in place of the old one.
         """
         gone: dict[Digest, int] = {}
@@ -332,9 +405,11 @@ class DiskCache(ContentStore):
             for digest in digests:
                 try:
                     path = self.path(digest)
-                    size = path.lstat().st_size
+                    found = path.lstat()
+                    if not pinned and is_marked(found):
+                        continue
                     path.unlink()
-                    gone[digest] = size
+                    gone[digest] = found.st_size
                 except (FileNotFoundError, NotADirectoryError):
                     absent.append(digest)
                 except OSError as error:
@@ -380,7 +455,7 @@ class DiskCache(ContentStore):
                     return claimed
                 if isinstance(claimed, tuple):
                     partial = self._own(digest, *claimed, expected, progress)
-                    return await self._finished(partial) or partial
+                    return await self._finished(partial, progress) or partial
             except BlobNotFound:  # what was there is thrown away, if it could be
                 anew = True
             except StoreError:  # it is noted; what comes is served without it
@@ -390,19 +465,35 @@ class DiskCache(ContentStore):
                     break
         return Partial(digest, None, -1, self._shelter, expected=expected, progress=progress)
 
-    async def _try_claim(
-        self, digest: Digest, *, anew: bool
-    ) -> _Found | tuple[int, Path] | Following | None:
+    async def _try_claim(self, digest: Digest, *, anew: bool) -> _Claimed:
         """None where the cache cannot take it."""
         known = self.ledger.known(digest)
-        open_or_claim = bind(self._open_or_claim, digest, known, anew=anew)
-        while True:
+        writable = self.read_only is None
+        open_or_claim = bind(self._open_or_claim, digest, known, anew=anew, writable=writable)
+        for attempt in range(ROOMS + 1):
             try:
-                return await trio.to_thread.run_sync(open_or_claim, limiter=self._limiter)
+                return await self._hurry(open_or_claim)
             except OSError as error:
-                if error.errno not in FULL or not await self.keeper.make_room(0):
+                last = attempt == ROOMS or error.errno not in FULL
+                if last or not await self.keeper.make_room(0):
                     self.note_trouble(error)
-                    return None
+                    break
+        return None
+
+    async def _hurry(self, open_or_claim: Callable[[], _Claimed]) -> _Claimed:
+        """In a thread that is left to itself when the disk hangs; raises OSError."""
+        handover = _Handover()
+
+        def work() -> None:
+            handover.give(open_or_claim())
+
+        try:
+            with trio.move_on_after(HUNG):
+                await trio.to_thread.run_sync(work, limiter=self._claiming, abandon_on_cancel=True)
+                return handover.take()
+        finally:
+            handover.end()
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
     async def commit(self, partial: Partial, stat: BlobStat | None = None) -> CachedFile:
         """Give a verified partial file its name and hand it out open, in one step.
@@ -426,7 +517,7 @@ class DiskCache(ContentStore):
         descriptor, released = partial.release()
         if not shared:
             self.metrics.uncached += 1
-            return CachedFile(descriptor, partial.written, self._limiter, on_close=released)
+            return CachedFile(descriptor, partial.written, self._sheltered, on_close=released)
         self.ledger.enter(self._entry(digest, found, stat), replaced=replaced)
         file = self._file(digest, descriptor, found)
         self.on_change(digest)
@@ -461,9 +552,10 @@ class DiskCache(ContentStore):
 
     async def measure(self) -> None:
         """Look at the disk, and at what all processes have in flight; clears debris."""
+        writable = self.read_only is None
 
         def look() -> tuple[tuple[int, int], list[int]]:
-            in_flight = [] if self.read_only else partials.sweep(self.premises.partials)
+            in_flight = partials.sweep(self.premises.partials) if writable else []
             return self.premises.measure(), in_flight
 
         self.disk, in_flight = await self.in_thread(look)
@@ -549,14 +641,15 @@ class DiskCache(ContentStore):
         """Of a file whose content was just verified."""
         now = time.time()
         told = stat or BlobStat(size=None)
+        stamp = Known.of(found)
         return Entry(
             digest=digest,
             size=found.st_size,
             pulled=now,
             used=0.0 if self._is_oversize(found.st_size) else now,
             verified=now,
-            mtime_ns=found.st_mtime_ns,
-            inode=found.st_ino,
+            mtime_ns=stamp.mtime_ns,
+            inode=stamp.inode,
             boot=self.boot,
             boottime=since_boot(),
             source=told.source,
@@ -583,8 +676,7 @@ class DiskCache(ContentStore):
                 case Verdict.COMMITTED:
                     # Verified by a process of the same owner, on this boot, which makes its entry.
                     found = os.fstat(following.descriptor)
-                    known = Known(found.st_size, found.st_mtime_ns, found.st_ino)
-                    self._note(following.digest, known)
+                    self._note(following.digest, Known.of(found))
                     self.on_change(following.digest)
                     return self._file(following.digest, following.release(), found)
                 case Verdict.TAKEN:
@@ -641,15 +733,15 @@ class DiskCache(ContentStore):
         if not self._held and not self.background:
             self.premises.pull_in_foreground(pulls=False)
 
-    async def _finished(self, partial: Partial) -> CachedFile | None:
+    async def _finished(self, partial: Partial, progress: Progress) -> CachedFile | None:
         """The blob, if who had it before us has died with all of it."""
         kept = partial.kept
         if not kept or partial.expected not in {None, kept}:
             return None
         try:
-            if await self._in_disk_thread(partial.hash_kept) == partial.digest:
+            if await self._hash(partial.descriptor, progress) == partial.digest:
+                partial.accept_kept()
                 return await self.commit(partial)
-            partial.restart()
         except BaseException:
             await self.discard(partial)
             raise
@@ -669,7 +761,8 @@ class DiskCache(ContentStore):
         except (FileNotFoundError, NotADirectoryError):
             raise BlobNotFound(digest) from None
         except OSError as error:
-            if error.errno == errno.ELOOP:  # a link is no blob, and no trouble of the disk
+            # A link is no blob, and what we may not read is none for us: no trouble of the disk.
+            if error.errno in {errno.ELOOP, errno.EACCES, errno.EPERM}:
                 raise BlobNotFound(digest) from None
             raise
         try:
@@ -684,13 +777,13 @@ class DiskCache(ContentStore):
             raise
 
     def _open_or_claim(
-        self, digest: Digest, known: Known | None, *, anew: bool
-    ) -> _Found | tuple[int, Path] | Following | None:
+        self, digest: Digest, known: Known | None, *, anew: bool, writable: bool
+    ) -> _Claimed:
         """In one hop, for small blobs come by the thousand; ``anew``: what is there is wrong."""
         with suppress(BlobNotFound):
             if not anew:
                 return self._open(digest, known)
-        if self.read_only:
+        if not writable:
             return None
         claimed = partials.claim(self.premises.partials, self.premises.blobs, digest)
         if isinstance(claimed, Following) or anew:
@@ -713,7 +806,7 @@ class DiskCache(ContentStore):
             return Looked(present=False, size=self.ledger.index.length(digest))
         entry = self.ledger.find(digest)
         vouched = entry is not None and entry.verified and entry.size == size
-        return Looked(present=True, size=size if vouched else None)
+        return Looked(present=True, size=size if vouched else None, on_disk=size)
 
     def _size_on_disk(self, digest: Digest) -> int | None:
         try:
@@ -737,12 +830,16 @@ class DiskCache(ContentStore):
                 return found, None
             path = self.path(digest)
             try:
-                path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                path.parent.mkdir(mode=0o700, exist_ok=True)
+                self.premises.make(path.parent)
+                if not partials.is_at(partial.descriptor, partial.path):
+                    raise FileNotFoundError(errno.ENOENT, "the partial file was taken away")
                 if self._was_pinned(digest):
                     os.fchmod(partial.descriptor, PINNED)
                 replaced = self._size_on_disk(digest)
                 partial.path.rename(path)
+                if not partials.is_at(partial.descriptor, path):
+                    path.unlink()  # of another process that has begun anew: not verified
+                    raise FileNotFoundError(errno.ENOENT, "the partial file was taken away")
             except OSError:
                 if not once_more:
                     raise
@@ -788,6 +885,13 @@ class DiskCache(ContentStore):
         except OSError as error:
             self.note_trouble(error)
             raise StoreError(f"cannot read the cache: {error.strerror}") from error
+
+    async def _ask(self, work: Callable[[], T]) -> T:
+        """As ``in_thread``, for what only looks: cancelled, the thread is left to itself."""
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._asking, abandon_on_cancel=True)
+        except OSError as error:
+            raise StoreError(f"cannot use the cache: {error.strerror}") from error
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run ``work`` in a thread of the cache's; raises StoreError for an OSError."""

@@ -20,17 +20,14 @@ def since_boot() -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
-def syncfs(directory: Path) -> None:
-    """Write everything of the filesystem that ``directory`` is on to its disk; blocks.
+def syncfs(descriptor: int) -> None:
+    """Write everything of the filesystem that the open file is on to its disk; blocks.
 
-    Raises OSError. Since Linux 5.8 also for data that could not be written back since the last
-    call (syncfs(2)). Python has no syncfs of its own.
+    Raises OSError, since Linux 5.8 also for data that could not be written back (syncfs(2)): once
+    per descriptor, and only for what failed since it was opened. So who wants to know whether his
+    data is on the disk opens one before he writes, and keeps it. Python has no syncfs of its own.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syncfs(descriptor):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(directory))
-    finally:
-        os.close(descriptor)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(descriptor):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -55,8 +55,8 @@ _ENTRIES = f"SELECT digest, durable, {', '.join(_FIELDS)} FROM blobs"  # noqa: S
 _UPSERT = f"""INSERT INTO blobs(digest, durable, {", ".join(_FIELDS)})
     VALUES({", ".join("?" * (len(_FIELDS) + 2))})
     ON CONFLICT(digest) DO UPDATE SET
-    durable = max(excluded.durable, durable AND boot = excluded.boot
-        AND mtime_ns = excluded.mtime_ns AND inode = excluded.inode),
+    durable = max(excluded.durable,
+        durable AND mtime_ns = excluded.mtime_ns AND inode = excluded.inode),
     {", ".join(f"{each} = excluded.{each}" for each in _FIELDS if each != "used")},
     used = max(used, excluded.used)"""
 _UNPINNED = "NOT EXISTS (SELECT 1 FROM pins WHERE pins.digest = blobs.digest)"
@@ -65,11 +65,13 @@ _OLDEST = f"""SELECT digest, size, used FROM blobs WHERE {_UNPINNED}
 _EXPIRED = f"""SELECT digest, size, used FROM blobs
     WHERE (pulled < ? OR used < ?) AND {_UNPINNED} LIMIT ?"""  # noqa: S608  # constants
 _MARK_DURABLE = """UPDATE blobs SET durable = 1 WHERE digest IN (
-    SELECT digest FROM blobs WHERE durable = 0 AND verified > 0 AND boot = ? AND boottime <= ?
-    LIMIT ?)"""
+    SELECT digest FROM blobs WHERE durable = 0 AND verified > 0 AND boot = ?
+    AND boottime BETWEEN ? AND ? LIMIT ?)"""
+_DISTRUST = "UPDATE blobs SET boot = '' WHERE durable = 0 AND verified > 0 AND boot = ?"
 _CLAMP = """UPDATE blobs SET used = min(used, ?1), pulled = min(pulled, ?1) WHERE digest IN (
     SELECT digest FROM blobs WHERE used > ?1 OR pulled > ?1 LIMIT ?2)"""
 
+_NUMBERS = ("size", "pulled", "used", "verified", "mtime_ns", "inode", "boottime")
 _ROW = attrgetter("digest.raw", "durable", *_FIELDS)
 
 _REMOTE = frozenset(
@@ -180,8 +182,7 @@ class Index:
 
     def totals(self) -> Totals:
         """At once, however many rows: triggers keep them."""
-        row = self._read(lambda db: db.execute("SELECT * FROM state").fetchone())
-        return Totals(row[0], row[1], bool(row[2]))
+        return self._read(lambda db: _totals(db.execute("SELECT * FROM state").fetchone()))
 
     def get(self, digest: Digest) -> Entry | None:
         """The row, or None."""
@@ -242,7 +243,7 @@ class Index:
     def apply(self, changes: Changes) -> None:
         """Write it all or nothing. ``used`` only grows, where there is a row.
 
-        An entry that replaces a row stays durable if ``boot``, ``mtime_ns`` and ``inode`` do.
+        An entry that replaces a row stays durable if ``mtime_ns`` and ``inode`` stay as they were.
         """
 
         def write(db: sqlite3.Connection) -> None:
@@ -262,12 +263,19 @@ class Index:
         if changes:
             self._write(write)
 
-    def mark_durable(self, boot: str, before: float, limit: int = _STEP) -> int:
-        """Call durable what was verified on that boot up to ``before`` (seconds since it).
+    def mark_durable(
+        self, boot: str, before: float, limit: int = _STEP, *, since: float = 0.0
+    ) -> int:
+        """Call durable what was verified on that boot from ``since`` to ``before`` (seconds of it).
 
         At most ``limit`` rows; returns how many: the caller goes on until they are fewer.
         """
-        return self._write(lambda db: db.execute(_MARK_DURABLE, (boot, before, limit)).rowcount)
+        values = (boot, since, before, limit)
+        return self._write(lambda db: db.execute(_MARK_DURABLE, values).rowcount)
+
+    def distrust(self, boot: str) -> int:
+        """What was verified on that boot and is not durable may be lost; returns how many rows."""
+        return self._write(lambda db: db.execute(_DISTRUST, (boot,)).rowcount)
 
     def clamp(self, now: float) -> None:
         """Times to come, of a clock that was wrong, become ``now``."""
@@ -334,8 +342,17 @@ def _digest(raw: Any) -> Digest:
         raise UnsoundError("a row that names no blob") from None
 
 
+def _totals(row: tuple[Any, ...]) -> Totals:
+    if not all(isinstance(each, int) for each in row):
+        raise UnsoundError("totals that are no numbers")
+    return Totals(row[0], row[1], bool(row[2]))
+
+
 def _entry(row: tuple[Any, ...]) -> Entry:
     values = dict(zip(_FIELDS, row[2:], strict=True))
+    # SQLite takes text for a number, too.
+    if not all(isinstance(values[each], int | float) for each in _NUMBERS):
+        raise UnsoundError("a row with text for a number")
     return Entry(digest=_digest(row[0]), durable=bool(row[1]), **values)
 
 

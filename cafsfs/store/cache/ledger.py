@@ -20,6 +20,7 @@ from cafsfs.store.cache.index import Changes, Entry, Index, Totals
 log = logging.getLogger(__name__)
 
 _KNOWN = 1 << 16  # blobs remembered in memory, about 250 bytes each
+_63_BITS = (1 << 63) - 1
 _BACKLOG = 1 << 17  # changes that wait for an index that cannot be written: then uses are dropped
 
 
@@ -30,9 +31,14 @@ class Known(NamedTuple):
     mtime_ns: int = -1
     inode: int = -1
 
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Known:
+        """Of a file that was verified, in numbers that SQLite has room for."""
+        return cls(stat.st_size, stat.st_mtime_ns & _63_BITS, stat.st_ino & _63_BITS)
+
     def describes(self, stat: os.stat_result) -> bool:
         """Is it this very file, unchanged?"""
-        return self == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        return self == Known.of(stat)
 
 
 @dataclass(slots=True, eq=False)
@@ -91,8 +97,8 @@ class Ledger:
         """
         for changes in (self._pending, self._writing):
             if changes is not None:
-                if digest in changes.entries:
-                    return changes.entries[digest]
+                if (entry := changes.entries.get(digest)) is not None:  # the loop may take it out
+                    return entry
                 if digest in changes.removed:
                     return None
         try:
@@ -127,6 +133,11 @@ class Ledger:
         if (files := self._open.pop(digest, None)) is not None:
             files.lingers = files.counted
             self.lingering += files.size * files.lingers
+
+    def distrust(self) -> None:
+        """What was verified may be lost: believe no stamp any more, but the sizes."""
+        for digest, known in self._known.items():
+            self._known[digest] = Known(known.size)
 
     def forget(self, digest: Digest) -> bool:
         """Believe nothing of a blob that was known; False if it was not."""

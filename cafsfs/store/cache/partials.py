@@ -29,11 +29,13 @@ from pathlib import Path
 from threading import Lock
 
 from cafsfs.digest import Digest
-from cafsfs.packing import hash_file
 from cafsfs.store.local_root import blob_path
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PIECE = 1 << 20  # bytes, compared or copied at once
+_AHEAD = 64 << 20  # bytes for which room is made before they come
+# How often room is made for one piece: where that does not help, others hold what was evicted open.
+ROOMS = 2
 # Content for which there is no room on a disk: of all blobs together, and of one whose length
 # is not known.
 _MEMORY = 256 << 20
@@ -78,7 +80,10 @@ class Shelter:
         """
         wanted = _MEMORY_EACH if expected is None else max(1, expected)  # never for nothing
         if needed <= wanted and self._take(wanted):
-            return os.memfd_create("cafsfs", os.MFD_CLOEXEC), wanted
+            try:
+                return os.memfd_create("cafsfs", os.MFD_CLOEXEC), wanted
+            except OSError:
+                self.release(wanted)
         directory = str(self._directory) if self._directory else tempfile.gettempdir()
         with tempfile.TemporaryFile(dir=directory, prefix="cafsfs-") as file:
             return os.dup(file.fileno()), 0
@@ -126,6 +131,7 @@ class Partial:
         self._kept = 0 if descriptor < 0 else os.fstat(descriptor).st_size
         self._shelter = shelter
         self._memory = 0
+        self._rooms = 0  # made since something was written
         self._make_room = make_room
         self._on_trouble = on_trouble
 
@@ -138,9 +144,12 @@ class Partial:
         return self._kept
 
     @property
-    def size(self) -> int:
-        """Bytes that it takes, or will take as far as is known."""
-        return max(self.written, self._kept, self.expected or 0)
+    def room(self) -> int:
+        """Bytes that it takes, or will take soon.
+
+        Not all that is expected at once: that is a server's word, and others have to go for it.
+        """
+        return max(self._kept, min(max(self.written, self.expected or 0), self.written + _AHEAD))
 
     @property
     def wanted(self) -> bool:
@@ -165,6 +174,7 @@ class Partial:
                 self._overcome(error, len(left))
                 continue
             self.written += count
+            self._rooms = 0
             left = left[count:]
         self._progress.count += 1
 
@@ -175,17 +185,17 @@ class Partial:
         if os.fstat(self.descriptor).st_size > self.written:
             os.ftruncate(self.descriptor, self.written)
 
-    def hash_kept(self) -> Digest:
-        """Of what a dead holder has left: it may have been all."""
+    def accept_kept(self) -> None:
+        """What a dead holder has left has proved to be all."""
         self.written = self._kept
-        return hash_file(self.descriptor)
 
     def make_private(self) -> None:
         """Take its name away; the content stays."""
         if self.path is not None:
             path, self.path = self.path, None
             with suppress(OSError):
-                path.unlink()
+                if is_at(self.descriptor, path):
+                    path.unlink()
 
     def release(self) -> tuple[int, Callable[[], None]]:
         """The descriptor, and what to call when it is closed; nothing is left to discard."""
@@ -221,7 +231,8 @@ class Partial:
 
     def _overcome(self, error: OSError, count: int) -> None:
         """After an error of the cache's disk: there is room again, or we are elsewhere."""
-        if error.errno in FULL and self._make_room(count):
+        if error.errno in FULL and self._rooms < ROOMS and self._make_room(count):
+            self._rooms += 1
             return
         self._on_trouble(error)
         self._move(self.written + count)
@@ -262,17 +273,17 @@ class Following:
 
     def look(self) -> Verdict:
         """How things stand."""
-        if _is_at(self.descriptor, self._blob):
+        if is_at(self.descriptor, self._blob):
             return Verdict.COMMITTED
         if not _try_lock(self.descriptor):
             length = os.fstat(self.descriptor).st_size
             self.progress += length != self._length
             self._length = length
             return Verdict.MOVING
-        if _is_at(self.descriptor, self._path):
+        if is_at(self.descriptor, self._path):
             return Verdict.TAKEN
         # Committed between our two looks, or given up.
-        return Verdict.COMMITTED if _is_at(self.descriptor, self._blob) else Verdict.GONE
+        return Verdict.COMMITTED if is_at(self.descriptor, self._blob) else Verdict.GONE
 
     def release(self) -> int:
         """Hand the descriptor over."""
@@ -298,7 +309,7 @@ def claim(directory: Path, blobs: Path, digest: Digest) -> tuple[int, Path] | Fo
         try:
             if not _try_lock(descriptor):
                 return Following(digest, path, blobs, descriptor)
-            if _is_at(descriptor, path):
+            if is_at(descriptor, path):
                 return descriptor, path
         except BaseException:
             os.close(descriptor)
@@ -315,7 +326,7 @@ def sweep(directory: Path) -> list[int]:
                 descriptor = os.open(path, _TO_LOOK)
                 try:
                     if _try_lock(descriptor):
-                        if _is_at(descriptor, path):
+                        if is_at(descriptor, path):
                             path.unlink()
                     else:
                         held.append(os.fstat(descriptor).st_size)
@@ -347,7 +358,8 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, flags, 0o600)
     except FileNotFoundError:  # whoever clears a cache by hand removes this directory too
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in (path.parent.parent, path.parent):
+            each.mkdir(mode=0o700, exist_ok=True)
         return os.open(path, flags, 0o600)
 
 
@@ -360,7 +372,8 @@ def _copy(source: int, target: int, length: int) -> None:
         done += os.pwrite(target, piece, done)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Has the open file this name? Raises OSError."""
     try:
         there = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

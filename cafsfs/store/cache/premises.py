@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cafsfs.errors import StoreError
 from cafsfs.store.cache import partials
+from cafsfs.store.cache.durability import since_boot
 
 _MEMORY = frozenset({"tmpfs", "ramfs"})
 _TRIES = 5  # to enter, between looks of others that take microseconds
@@ -51,7 +52,21 @@ class Premises:
         self.in_memory = self.fstype in _MEMORY
         self._session: tuple[int, Path] | None = None
         self._foreground = self._open_foreground()
+        # Opened before anything is written, and kept: see ``syncfs``.
+        self.opened_at = since_boot()
+        self.descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._pulls = False
+
+    def make(self, directory: Path) -> None:
+        """Make a directory of the cache, and those above it that somebody has removed.
+
+        One by one: ``mkdir`` with parents gives those the umask's mode, and others may write.
+        """
+        if not directory.is_dir():
+            if directory != self.directory:
+                self.make(directory.parent)
+            with suppress(FileExistsError):
+                directory.mkdir(mode=0o700)
 
     def measure(self) -> tuple[int, int]:
         """Bytes of the disk, and those of them that an ordinary user may still write."""
@@ -122,9 +137,10 @@ class Premises:
         if self._session is not None:
             os.close(self._session[0])
             self._session = None
-        if self._foreground >= 0:
-            os.close(self._foreground)
-            self._foreground = -1
+        for descriptor in (self._foreground, self.descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._foreground = self.descriptor = -1
 
     # --- prefetching gives way
 

@@ -17,21 +17,29 @@ _BYPASSED_FOR = (
 )
 # What stands in the place of a blob, or of its directory: no trouble of the disk.
 _IN_THE_WAY = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP})
+_READ_ONLY_FOR = 600.0  # seconds
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 class Trouble:
     """A cache is bypassed for a minute after an I/O error, and where it cannot be written, read.
 
-    ``read_only`` tells why it cannot be written, or is None.
+    What became read-only while it was used is tried again after ten minutes.
     """
 
     def __init__(self, directory: Path, read_only: str | None) -> None:
         self._directory = directory
-        self.read_only = read_only
+        self._read_only = read_only
+        self._not_written = float("-inf"), ""  # until when, and why
         self._until = float("-inf")
         self._why = ""
         self._full_until = float("-inf")
+
+    @property
+    def read_only(self) -> str | None:
+        """Why it cannot be written, if it cannot."""
+        until, why = self._not_written
+        return why if trio.current_time() < until else self._read_only
 
     @property
     def bypassed(self) -> bool:
@@ -58,7 +66,7 @@ class Trouble:
         elif error.errno in _READ_ONLY:
             if self.read_only is None:
                 log.warning("the cache can only be read: %s", reason)
-            self.read_only = reason
+            self._not_written = now + _READ_ONLY_FOR, reason
         else:
             if not self.bypassed:
                 log.warning("the cache is bypassed for %g s: %s", _BYPASSED_FOR, reason)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 from typing import TypeVar
@@ -22,11 +24,11 @@ import trio
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, StoreError
 from cafsfs.metrics import Metrics
-from cafsfs.store.cache.bounds import LOW_WATERMARK, Bounds, excess
-from cafsfs.store.cache.disk_cache import PINNED, DiskCache, Keeper
+from cafsfs.store.cache.bounds import LOW_WATERMARK, Amount, Bounds, excess
+from cafsfs.store.cache.disk_cache import DiskCache, Keeper, is_marked
 from cafsfs.store.cache.durability import since_boot, syncfs
 from cafsfs.store.cache.index import Changes, Entry, Index, Totals, works_on
-from cafsfs.store.cache.partials import Shelter
+from cafsfs.store.cache.partials import FULL, Shelter
 from cafsfs.store.cache.premises import Premises, Session
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ _SYNC_PERIOD = 300.0  # seconds; what is younger is verified again after a power
 _LAST_SYNC = 10.0  # seconds that an unmount waits for it
 _SILENCE = 60.0  # seconds between two complaints of the same
 _AGING_PERIOD = 60.0  # seconds between two looks for what is too old
+_STEP = 60.0  # seconds by which a clock jumps that was set; adjtime slews by less in a minute
+_SETTLED = 600.0  # seconds after that in which nothing expires
+_BELIEVED = 3600.0  # seconds without it after which times to come are taken for mistakes
 _BATCH = 256  # blobs evicted at once
 _DURABLE = 10_000  # rows marked at once
 _HEX_NAME = re.compile(r"[0-9a-f]{64}")
@@ -110,6 +115,29 @@ class Evicted:
     bytes: int = 0
 
 
+class _Clock:
+    """Has somebody set the machine's clock? One without a battery is right only after a while."""
+
+    def __init__(self) -> None:
+        self._offset = self._since = 0.0
+        self.stepped = False
+        self._look()
+
+    def steady_for(self) -> float:
+        """Seconds since it was set, or since we look."""
+        before = self._offset
+        if abs(self._look() - before) > _STEP:
+            self.stepped = True
+            self._since = since_boot()
+        return since_boot() - self._since
+
+    def _look(self) -> float:
+        now = since_boot()
+        self._since = self._since or now
+        self._offset = time.time() - now
+        return self._offset
+
+
 class Upkeep(Keeper):
     """What a cache needs to be done beside the reads."""
 
@@ -126,6 +154,7 @@ class Upkeep(Keeper):
         self._flushing = trio.Lock()
         self._rebuilds = self._index.rebuilds
         self._aged = float("-inf")
+        self._clock = _Clock()
         self._said = ""
         self._silent_until = float("-inf")
 
@@ -195,6 +224,8 @@ class Upkeep(Keeper):
                     await self.sync()
         except StoreError as error:
             log.warning("%s", error)
+        except Exception:
+            log.exception("the upkeep of the cache failed")
         else:
             self._cache.premises.leave()
 
@@ -223,17 +254,26 @@ class Upkeep(Keeper):
         if self._cache.premises.read_only is not None:
             return
         before = since_boot()
-        directory = self._cache.premises.directory
+        premises = self._cache.premises
         try:
             await trio.to_thread.run_sync(
-                syncfs, directory, limiter=self._syncing, abandon_on_cancel=True
+                syncfs, premises.descriptor, limiter=self._syncing, abandon_on_cancel=True
             )
         except OSError as error:
-            self._cache.note_trouble(error)
+            log.warning("the cache could not be written to its disk: %s", error.strerror)
+            if error.errno not in FULL:
+                self._cache.note_trouble(error)
+            # What was lost, nobody tells: everything that no syncfs has covered may be.
+            await self.flush()
+            await self._in_thread(lambda: self._index.distrust(self._cache.boot))
+            self._ledger.distrust()
             return
 
         def mark() -> int:
-            return self._index.mark_durable(self._cache.boot, before, _DURABLE)
+            # What a process before us has written, and its errors, our descriptor knows nothing of.
+            return self._index.mark_durable(
+                self._cache.boot, before, _DURABLE, since=premises.opened_at
+            )
 
         while await trio.to_thread.run_sync(mark, limiter=self._writing) == _DURABLE:
             pass
@@ -252,36 +292,48 @@ class Upkeep(Keeper):
                 await self.flush()  # else the index does not know what is to be evicted
             wanted = max(count, int(self._cache.fill().committed * (1 - LOW_WATERMARK)), 1)
             evicted = Evicted()
-            with suppress(StoreError):  # on a full disk the index cannot be written: go on reading
+            with suppress(StoreError):
                 await self._evict_oldest(wanted, 0, evicted)
+                if not evicted.blobs:
+                    await self._evict_any(wanted, evicted)
             return evicted.blobs > 0
 
     async def evict(self) -> Evicted:
         """Evict what is over the bounds, least recently used first."""
         cache = self._cache
-        if not excess(cache.bounds, cache.fill()):
-            return Evicted()
-        if cache.background and await self._in_thread(cache.premises.largest_bound) is not None:
-            return Evicted()  # a mount does it, by bounds of its own
+        evicted = Evicted()
+        if cache.read_only is not None or not excess(cache.bounds, cache.fill()):
+            return evicted
+        bounds = cache.bounds
+        if cache.background:
+            # A mount does it mostly, by a bound of its own, and that one counts.
+            bound = await self._in_thread(cache.premises.largest_bound)
+            if bound is not None:
+                bounds = replace(bounds, size=Amount(bound), free=Amount(), files=None)
         async with self._evicting:
-            over = excess(cache.bounds, cache.fill())
-            evicted = Evicted()
+            over = excess(bounds, cache.fill())
             if over:
                 await self._evict_oldest(over.bytes, over.files, evicted)
-            return evicted
+        return evicted
 
     async def _evict_oldest(self, size: int, files: int, evicted: Evicted) -> None:
+        """Evict so many bytes and files; what others evict meanwhile counts."""
+        bytes_goal, files_goal = self._ledger.used - size, self._ledger.blobs - files
         # That stand first, and are not to be evicted: open here, pinned, stuck, or gone already.
         kept = 0
-        while evicted.bytes < size or evicted.blobs < files:
+        while True:
+            size = min(size, self._ledger.used - bytes_goal)
+            files = min(files, self._ledger.blobs - files_goal)
+            if size <= 0 and files <= 0:
+                break
             offset = kept
             batch = await self._in_thread(lambda: self._index.oldest(_BATCH, offset=offset))  # noqa: B023
             if not batch:
                 break
             chosen: list[Digest] = []
-            gain = evicted.bytes
+            gain = 0
             for digest, blob_size, used in batch:
-                if gain >= size and evicted.blobs + len(chosen) >= files:
+                if gain >= size and len(chosen) >= files:
                     break
                 if self._ledger.is_gone(digest) or (used > 0 and self._ledger.is_open(digest)):
                     kept += 1
@@ -290,37 +342,45 @@ class Upkeep(Keeper):
                 gain += blob_size
             kept += await self._evict_these(chosen, evicted)
 
+    async def _evict_any(self, size: int, evicted: Evicted) -> None:
+        """Where the disk is full and the index knows nothing, for it cannot be written either."""
+        blobs = self._cache.premises.blobs
+        start = secrets.randbelow(256)
+        tops = [*range(start, 256), *range(start)]
+        files = (found for top in tops for found in blob_files(blobs, top))
+        while evicted.bytes < size:
+            batch = await self._in_thread(lambda: list(islice(files, _BATCH)))
+            if not batch:
+                break
+            digests = [Digest.parse(path.name) for path, _ in batch]
+            await self._evict_these([e for e in digests if not self._ledger.is_open(e)], evicted)
+
     async def _evict_these(self, chosen: list[Digest], evicted: Evicted) -> int:
         """Returns how many of them could not be evicted."""
         if not chosen:
             return 0
-        pinned = await self._in_thread(lambda: {e for e in chosen if self._is_marked(e)})
-        free = [each for each in chosen if each not in pinned]
-        gone = await self._cache.remove(free)
+        gone = await self._cache.remove(chosen, pinned=False)
         evicted.blobs += len(gone)
         evicted.bytes += sum(gone.values())
         self._cache.metrics.evictions += len(gone)
         self._cache.metrics.evicted_bytes += sum(gone.values())
-        await self.flush()  # what is still in the index would be found again
-        stuck = await self._in_thread(lambda: [e for e in free if e not in gone and self._has(e)])
-        return len(pinned) + len(stuck)
+        with suppress(StoreError):  # on a full disk, or while another process holds it: go on
+            await self.flush()
+        return len(await self._in_thread(lambda: [e for e in chosen if self._has(e)]))
 
     def _has(self, digest: Digest) -> bool:
         return os.path.lexists(self._cache.path(digest))
 
-    def _is_marked(self, digest: Digest) -> bool:
-        """Is the file marked as pinned, whatever the index says?"""
-        try:
-            return self._cache.path(digest).lstat().st_mode & 0o777 == PINNED
-        except OSError:
-            return False
-
     async def _expire(self, evicted: Evicted) -> None:
         bounds = self._cache.bounds
         now = time.time()
-        await self._in_thread(lambda: self._index.clamp(now))  # a clock that was wrong
+        steady = self._clock.steady_for()
+        if steady >= _BELIEVED:  # times to come are those of a clock that was wrong then, not now
+            await self._in_thread(lambda: self._index.clamp(now))
         if bounds.ttl is None and bounds.tti is None:
             return
+        if self._clock.stepped and steady < _SETTLED:
+            return  # it may be wrong, and nothing comes back
         self._ledger.use_what_is_open()
         await self.flush()
         pulled = None if bounds.ttl is None else now - bounds.ttl
@@ -380,7 +440,7 @@ class Upkeep(Keeper):
         pinned = []
         for path, stat in blob_files(self._cache.premises.blobs, first):
             digest = Digest.parse(path.name)
-            if stat.st_mode & 0o777 == PINNED:
+            if is_marked(stat):
                 pinned.append(digest)
             if known.pop(digest, None) != stat.st_size:
                 used = max(stat.st_atime, stat.st_mtime)

@@ -22,7 +22,7 @@ from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import hash_bytes, hash_file
-from cafsfs.store.cache import disk_cache, partials
+from cafsfs.store.cache import disk_cache
 from cafsfs.store.cache.bounds import Bounds
 from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.disk_cache import CacheUsage, DiskCache
@@ -891,12 +891,12 @@ async def test_what_a_dead_holder_left_on_a_sick_disk_is_gone_on_past_it(
 ) -> None:
     expect_log("WARNING cafsfs.store.cache.trouble: the cache is bypassed for 60 s: Input/output")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(5, os.strerror(5))
 
     digest = hash_bytes(b"content")
     (cache.premises.partials / digest.hex).write_bytes(b"content")
-    monkeypatch.setattr(partials, "hash_file", fail)
+    monkeypatch.setattr(disk_cache, "hash_file", fail)
     partial = await cache.claim(digest)
     assert isinstance(partial, Partial)
     assert partial.path is None

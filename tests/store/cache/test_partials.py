@@ -512,7 +512,7 @@ def test_past_a_disk_that_takes_nothing(place: Place, device: str, number: int) 
     partial.finish()
     assert [each.errno for each in troubles] == [number]
     assert partial.path is None
-    assert not place.path.exists()
+    assert place.path.exists()  # it was not the file that we had open
     assert os.pread(partial.descriptor, MIB, 0) == CONTENT
     partial.discard()
 
@@ -522,14 +522,14 @@ def test_room_that_is_made_is_used(place: Place) -> None:
 
     def make_room(count: int) -> bool:
         asked.append(count)
-        if len(asked) == 3:
+        if len(asked) == 2:
             with place.path.open("r+b") as file:  # there is room now
                 os.dup2(file.fileno(), partial.descriptor)
         return True
 
     partial = replaced(place, "/dev/full", make_room=make_room)
     partial.write(CONTENT)
-    assert asked == [len(CONTENT)] * 3
+    assert asked == [len(CONTENT)] * 2
     assert partial.path == place.path
     assert place.path.read_bytes() == CONTENT
 
