@@ -23,6 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _BLOCK = 4096  # bytes; the unit of statfs
+_FREE_INODES = 1 << 30
 _NAME_MAX = 97  # 64 digits, a dot, an extension of 32
 
 
@@ -143,8 +144,9 @@ class Operations(pyfuse3.Operations):
         data.f_bsize = data.f_frsize = _BLOCK
         data.f_blocks = space.total // _BLOCK
         data.f_bfree = data.f_bavail = (space.total - space.used) // _BLOCK
-        data.f_files = space.files
-        data.f_ffree = data.f_favail = 0
+        # There is no such limit; but none free would be a full disk to whoever watches it.
+        data.f_files = space.files + _FREE_INODES
+        data.f_ffree = data.f_favail = _FREE_INODES
         data.f_namemax = _NAME_MAX
         return data
 

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _REMEMBERED = 1 << 17  # stats of blobs that are not cached; about 40 MB at most
 _MENDS = 3  # times that a read has a blob pulled anew, which somebody spoils again and again
 _SOON_HASHED = 64 << 20  # bytes: 20 ms from memory, and less than a second from most disks
+_OPEN_FOLLOWS = 2.0  # seconds from a lookup to the open that it was for, mostly
 _GLANCES = 10  # looks at the progress of a pull in the time that a reader waits without any
 
 
@@ -313,6 +314,13 @@ class ReadCachingStore(ContentStore):
                 pass
         self._take_out(blob)
 
+    async def _close_later(self, blob: OpenBlob) -> None:
+        try:
+            if isinstance(blob.state, _Ready):
+                await trio.sleep(_OPEN_FOLLOWS)
+        finally:
+            self.close(blob)
+
     def _take_out(self, blob: OpenBlob) -> None:
         """The next ``open`` begins anew."""
         if self._open.get(blob.digest) is blob:
@@ -483,7 +491,10 @@ class ReadCachingStore(ContentStore):
                 file = await blob.wait(patience=float("inf"))  # upstream has its own deadlines
                 stat = self._told.get(digest) or BlobStat(size=file.size)
             finally:
-                self.close(blob)
+                if self._cache.known_size(digest) is None:  # not cached: the open is to find it
+                    self._nursery.start_soon(self._close_later, blob)
+                else:
+                    self.close(blob)
             self._cache.ledger.remember_length(digest, file.size)
         self._remember(digest, stat)
         return stat

@@ -320,7 +320,10 @@ class FileSystem:
     def statfs(self) -> Space:
         """From memory: df never waits."""
         usage = self._store.usage
-        return Space(total=max(usage.bound, usage.used), used=usage.used, files=usage.blobs)
+        free = max(0, usage.bound - usage.used)
+        if usage.room is not None:
+            free = min(free, usage.room)
+        return Space(total=usage.used + free, used=usage.used, files=usage.blobs)
 
     def state(self) -> dict[str, int]:
         """Numbers for stats.json."""

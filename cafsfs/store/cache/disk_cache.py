@@ -23,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial as bind
 from pathlib import Path
 from stat import S_ISREG
@@ -80,8 +80,9 @@ def is_marked(found: os.stat_result) -> bool:
 class CacheUsage:
     """How full the cache is; sizes in bytes.
 
-    ``trouble`` tells why it is not used, or not written to, at the moment. ``complete`` is False
-    while files of a former mount may be missing from the count.
+    ``room`` is what the disk has for more. ``trouble`` tells why it is not used, or not written
+    to, at the moment. ``complete`` is False while files of a former mount may be missing from the
+    count.
     """
 
     used: int
@@ -91,6 +92,7 @@ class CacheUsage:
     lingering: int = 0
     complete: bool = True
     trouble: str | None = None
+    room: int | None = field(default=None, compare=False)
 
 
 class Listed(NamedTuple):
@@ -237,6 +239,7 @@ class DiskCache(ContentStore):
             lingering=fill.lingering,
             complete=self.ledger.complete,
             trouble=self.trouble,
+            room=max(0, fill.disk_free - self.bounds.free.of(fill.disk_total)),
         )
 
     @property

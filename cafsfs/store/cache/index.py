@@ -350,11 +350,16 @@ def _totals(row: tuple[Any, ...]) -> Totals:
 
 def _entry(row: tuple[Any, ...]) -> Entry:
     values = dict(zip(_FIELDS, row[2:], strict=True))
-    # SQLite takes text for a number, too.
-    if not all(isinstance(values[each], int | float) for each in _NUMBERS):
-        raise UnsoundError("a row with text for a number")
+    for each in _NUMBERS:
+        _number(values[each])
     return Entry(digest=_digest(row[0]), durable=bool(row[1]), **values)
 
 
 def _uses(rows: Iterable[tuple[Any, int, float]]) -> list[tuple[Digest, int, float]]:
-    return [(_digest(raw), size, used) for raw, size, used in rows]
+    return [(_digest(raw), _number(size), _number(used)) for raw, size, used in rows]
+
+
+def _number(value: T) -> T:
+    if not isinstance(value, int | float):  # SQLite takes text for a number, too
+        raise UnsoundError("a row with text for a number")
+    return value

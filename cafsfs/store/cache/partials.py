@@ -2,8 +2,8 @@
 
 ``partial/<hash>`` is the one file for a blob in flight. Who has its ``flock`` is the holder: it
 pulls, verifies, and renames the file to its place under ``blobs/``. Who finds it locked follows:
-the length of the file, which is written in order, is the progress; the rename is the verdict; the
-lock gone without a rename means that the holder is dead, or has given up. A follower holds a read
+the length of the file, which is written in order, is the progress; the rename and the lock given
+up are the verdict; the lock gone without a rename means that the holder is dead, or has given up. A follower holds a read
 lock (``F_OFD_SETLK``) on the file, by which the holder sees that somebody waits. Neither kind of
 lock is lost by closing another descriptor of the file, as POSIX locks are (fcntl(2)), and both end
 with their process.
@@ -273,15 +273,20 @@ class Following:
 
     def look(self) -> Verdict:
         """How things stand."""
-        if is_at(self.descriptor, self._blob):
+        locked = _try_lock(self.descriptor)
+        if locked and is_at(self.descriptor, self._blob):
+            # Not by its name alone: who took the wrong file for his own has named it so, and its
+            # holder is not at its end.
+            unlock(self.descriptor)  # others follow, too
             return Verdict.COMMITTED
-        if not _try_lock(self.descriptor):
+        if not locked:
             length = os.fstat(self.descriptor).st_size
             self.progress += length != self._length
             self._length = length
             return Verdict.MOVING
         if is_at(self.descriptor, self._path):
             return Verdict.TAKEN
+        unlock(self.descriptor)
         # Committed between our two looks, or given up.
         return Verdict.COMMITTED if is_at(self.descriptor, self._blob) else Verdict.GONE
 

@@ -33,7 +33,7 @@ class Trouble:
         self._not_written = float("-inf"), ""  # until when, and why
         self._until = float("-inf")
         self._why = ""
-        self._full_until = float("-inf")
+        self._full_until, self._full = float("-inf"), ""
 
     @property
     def read_only(self) -> str | None:
@@ -49,7 +49,11 @@ class Trouble:
     @property
     def reason(self) -> str | None:
         """Why the cache is not used, or not written to, at the moment."""
-        return self._why if self.bypassed else self.read_only
+        if self.bypassed:
+            return self._why
+        if self.read_only is None and trio.current_time() < self._full_until:
+            return self._full
+        return self.read_only
 
     def note(self, error: OSError) -> None:
         """The disk has failed in this way."""
@@ -62,7 +66,7 @@ class Trouble:
         elif error.errno in FULL:
             if now >= self._full_until:
                 log.warning("the cache has no room, and nothing to evict: %s", reason)
-                self._full_until = now + _BYPASSED_FOR
+            self._full_until, self._full = now + _BYPASSED_FOR, reason
         elif error.errno in _READ_ONLY:
             if self.read_only is None:
                 log.warning("the cache can only be read: %s", reason)

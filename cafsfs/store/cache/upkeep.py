@@ -302,19 +302,32 @@ class Upkeep(Keeper):
         """Evict what is over the bounds, least recently used first."""
         cache = self._cache
         evicted = Evicted()
-        if cache.read_only is not None or not excess(cache.bounds, cache.fill()):
-            return evicted
         bounds = cache.bounds
+        if cache.read_only is not None:
+            return evicted
         if cache.background:
             # A mount does it mostly, by a bound of its own, and that one counts.
             bound = await self._in_thread(cache.premises.largest_bound)
             if bound is not None:
                 bounds = replace(bounds, size=Amount(bound), free=Amount(), files=None)
+        if not excess(bounds, cache.fill()):
+            return evicted
         async with self._evicting:
             over = excess(bounds, cache.fill())
             if over:
                 await self._evict_oldest(over.bytes, over.files, evicted)
+                self._mind_the_disk(bounds)
         return evicted
+
+    def _mind_the_disk(self, bounds: Bounds) -> None:
+        """Who has too full a disk has a cache that keeps nothing: he is to know."""
+        cache = self._cache
+        total, _ = cache.disk
+        if bounds.free.of(total) and not cache.ledger.used:
+            self._complain(
+                f"the cache keeps nothing: `{cache.premises.directory}` has less free than "
+                "--cache-free wants to be left"
+            )
 
     async def _evict_oldest(self, size: int, files: int, evicted: Evicted) -> None:
         """Evict so many bytes and files; what others evict meanwhile counts."""

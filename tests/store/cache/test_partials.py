@@ -100,9 +100,10 @@ def test_a_rename_is_the_verdict(place: Place) -> None:
     holder = place.hold()
     follower, late = place.follow(), place.follow()
     place.commit()
-    assert follower.look() is Verdict.COMMITTED  # whether or not the lock is held
+    assert follower.look() is Verdict.MOVING  # it is the verdict when its holder lets go
     place.die(holder)
-    assert late.look() is Verdict.COMMITTED
+    assert follower.look() is Verdict.COMMITTED
+    assert late.look() is Verdict.COMMITTED  # the first has not kept the lock
     assert os.path.samestat(os.fstat(late.descriptor), blob_path(place.blobs, DIGEST).stat())
 
 
