@@ -2,11 +2,11 @@
 
 ``partial/<hash>`` is the one file for a blob in flight. Who has its ``flock`` is the holder: it
 pulls, verifies, and renames the file to its place under ``blobs/``. Who finds it locked follows:
-the length of the file, which is written in order, is the progress; the rename and the lock given
-up are the verdict; the lock gone without a rename means that the holder is dead, or has given up. A follower holds a read
-lock (``F_OFD_SETLK``) on the file, by which the holder sees that somebody waits. Neither kind of
-lock is lost by closing another descriptor of the file, as POSIX locks are (fcntl(2)), and both end
-with their process.
+the length of the file, which is written in order, is the progress; the rename and the lock given up
+are the verdict; the lock gone without a rename means that the holder is dead, or has given up. A
+follower holds a read lock (``F_OFD_SETLK``) on the file, by which the holder sees that somebody
+waits. Neither kind of lock is lost by closing another descriptor of the file, as POSIX locks are
+(fcntl(2)), and both end with their process.
 
 A file in ``partial/`` that nobody has locked is debris, or the beginning for who takes it over.
 
