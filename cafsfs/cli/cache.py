@@ -522,6 +522,7 @@ class _Evicted:
 
 @cache.command()
 @with_hashes
+@_as_json
 @click.option("--pull", "uri", metavar="URI", help="pull what is not cached from the store at URI")
 @with_options(CacheOptions, StoreOptions, LogOptions, defaults=QUIET, without=_NOT_FOR_PINS)
 def pin(
@@ -530,6 +531,7 @@ def pin(
     config: Path | None,
     *,
     uri: str | None,
+    as_json: bool,
     **flags: str | None,
 ) -> None:
     """Never evict the blobs HASH…, also after a restart.
@@ -547,9 +549,12 @@ def pin(
     digests = given_digests(hashes, source)
     if uri is not None:
         order = make_order(uri, config, flags, digests=digests, pin=True)
-        sys.exit(report(order, run(lambda: fill(order)), as_json=False))
+        sys.exit(report(order, run(lambda: fill(order)), as_json=as_json))
     options, _ = _options(flags, config)
     absent = run(lambda: _pin(options, digests))
+    if as_json:
+        pinned = [each.hex for each in digests if each not in absent]
+        emit(json.dumps({"pinned": pinned, "absent": [each.hex for each in absent]}) + "\n")
     click.echo(f"pinned {blobs(len(digests) - len(absent))}", err=True)
     hint = "pull it: cafsfs cache pin --pull URI HASH"
     if _complain_of(absent, "it is not cached", hint=hint):
@@ -567,6 +572,7 @@ async def _pin(options: CacheOptions, digests: list[Digest]) -> list[Digest]:
 
 @cache.command()
 @with_hashes
+@_as_json
 @click.option("--all", "everything", is_flag=True, help="unpin all that is pinned")
 @_only_directory
 def unpin(
@@ -575,6 +581,7 @@ def unpin(
     config: Path | None,
     *,
     everything: bool,
+    as_json: bool,
     **flags: str | None,
 ) -> None:
     """Let the blobs HASH… be evicted again. What is not pinned is no error.
@@ -586,6 +593,8 @@ def unpin(
     digests = _named(hashes, source, everything=everything)
     options, _ = _options(flags, config)
     count, idle = run(lambda: _unpin(options, digests))
+    if as_json:
+        emit(json.dumps({"unpinned": count, "not_pinned": idle}) + "\n")
     said = f"unpinned {blobs(count)}"
     click.echo(said + (f", {idle} not pinned" if idle else ""), err=True)
 

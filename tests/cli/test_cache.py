@@ -476,6 +476,13 @@ def test_unpin(cache: Cache, blobs: list[Digest]) -> None:
     assert cache.run("evict", "--all").err == "evicted 2 blobs (488.3K)\n"
 
 
+def test_pins_for_scripts(cache: Cache, blobs: list[Digest]) -> None:
+    done = cache.run("pin", "--json", ABSENT, blobs[0])
+    assert done.code == 1
+    assert json.loads(done.out) == {"pinned": [str(blobs[0])], "absent": [str(ABSENT)]}
+    assert cache.json("unpin", blobs[0], ABSENT) == {"unpinned": 1, "not_pinned": 1}
+
+
 # --- many at once
 
 
