@@ -322,8 +322,8 @@ class Upkeep(Keeper):
     def _mind_the_disk(self, bounds: Bounds) -> None:
         """Who has too full a disk has a cache that keeps nothing: he is to know."""
         cache = self._cache
-        total, _ = cache.disk
-        if bounds.free.of(total) and not cache.ledger.used:
+        total, free = cache.disk
+        if free < bounds.free.of(total) and not cache.ledger.used:
             self._complain(
                 f"the cache keeps nothing: `{cache.premises.directory}` has less free than "
                 "--cache-free wants to be left"
