@@ -365,6 +365,23 @@ async def test_a_clock_that_goes_back_ages_nothing(caches: Caches, tmp_path: Pat
     assert (await upkeep_of(cache).round()).blobs == 0
 
 
+async def test_a_cache_that_can_keep_nothing_says_why(
+    caches: Caches, tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("WARNING .*the cache keeps nothing: .* less free than --cache-free wants")
+    cache = caches.open(tmp_path, bounds=Bounds(size=PLENTY, free=Amount(share=1.0)))
+    await filled(cache, 2)
+    await upkeep_of(cache).round()
+    assert await names(cache) == []
+
+
+async def test_a_cache_that_is_only_small_says_nothing(caches: Caches, tmp_path: Path) -> None:
+    cache = caches.open(tmp_path, bounds=Bounds(size=Amount(1), free=Amount(1)))
+    await filled(cache, 2)
+    await upkeep_of(cache).round()
+    assert await names(cache) == []
+
+
 # --- what a full disk asks for
 
 
