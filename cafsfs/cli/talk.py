@@ -34,19 +34,35 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def run(main: Callable[[], Awaitable[T]]) -> T:
     """Run an async command; its error comes out bare, whatever nurseries it passed.
 
-    SIGTERM ends it as Ctrl-C does, so that it clears up; unless it listens to SIGTERM itself.
+    SIGTERM ends it as Ctrl-C does, so that it clears up; unless it listens to them itself. Who
+    ignores SIGINT keeps SIGTERM's own way.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    # By SIGINT, because Trio knows when it may interrupt. Who ignores that one keeps SIGTERM's own
-    # way.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
-        return trio.run(main)
+        return trio.run(_until_interrupted, main) if interruptible else trio.run(main)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+async def _until_interrupted(main: Callable[[], Awaitable[T]]) -> T:
+    """By cancellation: a KeyboardInterrupt would strike between any two lines."""
+    interrupted = False
+
+    async def listen(*, task_status: trio.TaskStatus[None]) -> None:
+        nonlocal interrupted
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                interrupted = True
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(listen)
+        result = await main()
+        nursery.cancel_scope.cancel()
+    if interrupted:
+        raise KeyboardInterrupt
+    return result
 
 
 def run_daemon(main: Callable[[], Awaitable[None]]) -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,7 @@ class SlowLine:
         self._listener.listen()
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
         self._start(self._accept)
 
     def __enter__(self) -> Self:
@@ -36,6 +38,9 @@ class SlowLine:
     ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for each in self._sockets:  # whoever still waits at one
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
 
@@ -55,6 +60,7 @@ class SlowLine:
 
     def _join(self, client: socket.socket) -> None:
         with client, socket.create_connection(self._to) as server:
+            self._sockets += [client, server]
             way_back = self._start(self._forward, server, client)
             self._forward(client, server)
             way_back.join()
