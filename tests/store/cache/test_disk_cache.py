@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError
 from cafsfs.metrics import Metrics
-from cafsfs.packing import hash_bytes, hash_file
+from cafsfs.packing import hash_bytes
 from cafsfs.store.cache import disk_cache
 from cafsfs.store.cache.bounds import Bounds
 from cafsfs.store.cache.cached_file import CachedFile
@@ -38,31 +38,6 @@ from tests.store.tmpfs import small_tmpfs
 
 DISCARDED = "WARNING cafsfs.store.cache.disk_cache: what the cache had for .* was not its content"
 BOUND = 39  # bytes: three blobs of ten; a fourth evicts one
-
-
-@pytest.fixture
-def caches(no_descriptor_left: None) -> Iterator[Caches]:
-    caches = Caches()
-    yield caches
-    caches.close()
-
-
-@pytest.fixture
-def cache(caches: Caches, tmp_path: Path) -> DiskCache:
-    return caches.open(tmp_path)
-
-
-@pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with each cached file that is hashed."""
-    found: list[int] = []
-
-    def counted(descriptor: int, *, on_read: Callable[[int], object]) -> Digest:
-        found.append(descriptor)
-        return hash_file(descriptor, on_read=on_read)
-
-    monkeypatch.setattr(disk_cache, "hash_file", counted)
-    return found
 
 
 def another_boot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,31 +50,6 @@ LARGE = 1 << 63
 WARNING = "WARNING cafsfs.store"
 
 
-@pytest.fixture
-def caches(no_descriptor_left: None) -> Iterator[Caches]:
-    caches = Caches()
-    yield caches
-    caches.close()
-
-
-@pytest.fixture
-def cache(caches: Caches, tmp_path: Path) -> DiskCache:
-    return caches.open(tmp_path)
-
-
-@pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with each cached file that is hashed."""
-    found: list[int] = []
-
-    def counted(descriptor: int, *, on_read: Callable[[int], object]) -> Digest:
-        found.append(descriptor)
-        return hash_file(descriptor, on_read=on_read)
-
-    monkeypatch.setattr(disk_cache, "hash_file", counted)
-    return found
-
-
 class Threaded(ScriptedStore):
     """Writes in threads, as a real upstream does: room is made only for those."""
 

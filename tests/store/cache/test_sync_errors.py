@@ -15,7 +15,6 @@ from trio.testing import MockClock
 
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, StoreError
-from cafsfs.packing import hash_file
 from cafsfs.store.cache import disk_cache
 from cafsfs.store.cache import upkeep as upkeep_module
 from cafsfs.store.cache.disk_cache import DiskCache
@@ -25,31 +24,6 @@ from tests.store.tmpfs import small_tmpfs
 
 # Whatever is said of it.
 WARNING = "WARNING cafsfs.store.cache"
-
-
-@pytest.fixture
-def caches(no_descriptor_left: None) -> Iterator[Caches]:
-    caches = Caches()
-    yield caches
-    caches.close()
-
-
-@pytest.fixture
-def cache(caches: Caches, tmp_path: Path) -> DiskCache:
-    return caches.open(tmp_path)
-
-
-@pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with each cached file that is hashed."""
-    found: list[int] = []
-
-    def counted(descriptor: int, *, on_read: Callable[[int], object]) -> Digest:
-        found.append(descriptor)
-        return hash_file(descriptor, on_read=on_read)
-
-    monkeypatch.setattr(disk_cache, "hash_file", counted)
-    return found
 
 
 class Disk:
