@@ -330,14 +330,20 @@ class Upkeep(Keeper):
             )
 
     async def _evict_oldest(self, size: int, files: int, evicted: Evicted) -> None:
-        """Evict so many bytes and files; what others evict meanwhile counts."""
+        """Evict so many bytes and files; what others evict meanwhile counts.
+
+        What comes in meanwhile does not: mostly it was counted already, as content in flight.
+        """
         bytes_goal, files_goal = self._ledger.used - size, self._ledger.blobs - files
+        bytes_before, blobs_before = evicted.bytes, evicted.blobs
         # That stand first, and are not to be evicted: open here, pinned, stuck, or gone already.
         kept = 0
         while True:
-            size = min(size, self._ledger.used - bytes_goal)
-            files = min(files, self._ledger.blobs - files_goal)
-            if size <= 0 and files <= 0:
+            left = min(size - (evicted.bytes - bytes_before), self._ledger.used - bytes_goal)
+            files_left = min(
+                files - (evicted.blobs - blobs_before), self._ledger.blobs - files_goal
+            )
+            if left <= 0 and files_left <= 0:
                 break
             offset = kept
             batch = await self._in_thread(lambda: self._index.oldest(_BATCH, offset=offset))  # noqa: B023
@@ -346,7 +352,7 @@ class Upkeep(Keeper):
             chosen: list[Digest] = []
             gain = 0
             for digest, blob_size, used in batch:
-                if gain >= size and len(chosen) >= files:
+                if gain >= left and len(chosen) >= files_left:
                     break
                 if self._ledger.is_gone(digest) or (used > 0 and self._ledger.is_open(digest)):
                     kept += 1

@@ -267,6 +267,29 @@ async def test_more_are_open_than_fit_into_a_batch(
 
 
 @pytest.mark.process
+async def test_what_comes_while_others_are_evicted_does_not_go_for_it(
+    caches: Caches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = caches.open(tmp_path, bounds=Bounds(size=Amount(40)))
+    old, *others = await filled(cache, 4)
+    partial = await cache.claim(hash_bytes(content_of(10, 9)))
+    assert isinstance(partial, Partial)
+    partial.write(content_of(10, 9))  # counted from now on, as content in flight
+    evict = Upkeep._evict_these
+
+    async def committed_meanwhile(upkeep: Upkeep, chosen: list[Digest], evicted: Evicted) -> int:
+        kept = await evict(upkeep, chosen, evicted)
+        if partial.descriptor >= 0:
+            (await cache.commit(partial)).close()
+        return kept
+
+    monkeypatch.setattr(Upkeep, "_evict_these", committed_meanwhile)
+    evicted = await upkeep_of(cache).evict()
+    assert (evicted.blobs, evicted.bytes) == (2, 20)  # down to the low watermark, and no further
+    assert await names(cache) == sorted([*others[1:], partial.digest])
+    assert not cache.path(old).exists()
+
+
 async def test_room_is_left_on_the_disk_for_others(caches: Caches, tmp_path: Path) -> None:
     with small_tmpfs(tmp_path / "small", 4 * MIB) as disk:
         cache = caches.open(disk, bounds=Bounds(size=PLENTY, free=Amount(share=0.25)))
