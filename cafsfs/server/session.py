@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,8 +22,9 @@ from cafsfs.errors import (
 )
 from cafsfs.packing import HEADER_LENGTH, Header
 from cafsfs.server.limits import Limits, Pace
+from cafsfs.server.lots import LOT, Question, Reply, reply_to
 from cafsfs.store.contracts import PackedBody, PackedStore
-from cafsfs.store.local_root import FileBody
+from cafsfs.store.local_root import FileBody, LocalRoot
 from cafsfs.store.pump import PIECE
 from cafsfs.transport import Transport
 from cafsfs.wire import (
@@ -97,6 +99,7 @@ class Session:
         self._limits = limits
         self._limiter = limiter
         self._wire = Connection(Role.SERVER)
+        self._ahead: Event | RemoteProtocolError | None = None  # came behind a lot of questions
         self._buffer = memoryview(bytearray(_COMMAND_BUFFER))
         self._filled = False  # by what came last, so that more waits
         self._store: PackedStore | None = None
@@ -127,16 +130,25 @@ class Session:
     async def _serve_commands(self) -> None:
         while not self.leaving:
             try:
-                event = await self._next()
+                event = await self._next_command()
             except RemoteProtocolError:
                 await trio.sleep(PENALTY)
                 raise
             if isinstance(event, PeerClosed):
                 return
             self.busy = True
-            self.tally.commands += 1
-            await self._serve(event)
+            if isinstance(event, Question) and isinstance(self._store, LocalRoot):
+                await self._serve_lot(self._lot_from(event), self._store)
+            else:
+                self.tally.commands += 1
+                await self._serve(event)
             self.busy = False
+
+    async def _next_command(self) -> Event:
+        event, self._ahead = self._ahead, None
+        if isinstance(event, RemoteProtocolError):
+            raise event
+        return event or await self._next()
 
     async def _serve(self, command: Event) -> None:
         match command:
@@ -173,7 +185,68 @@ class Session:
             return Absent()
         return PackedLength((await self._store.inspect(digest)).length)
 
-    # --- downloads
+    # --- questions that came together, about files
+
+    def _lot_from(self, first: Question) -> list[Question]:
+        """``first`` and the questions that came with it; what came behind them is kept ahead."""
+        lot = [first]
+        while len(lot) < LOT:
+            try:
+                event = self._wire.next_event()
+            except RemoteProtocolError as error:  # its turn comes after the answers
+                self._ahead = error
+                break
+            if event is NEED_DATA:
+                break
+            if not isinstance(event, Question):
+                self._ahead = event
+                break
+            lot.append(event)
+        return lot
+
+    async def _serve_lot(self, lot: Sequence[Question], store: LocalRoot) -> None:
+        while lot and not self.leaving:
+            replies = await reply_to(lot, store)
+            await self._send_replies(lot, replies)
+            lot = lot[len(replies) :]
+
+    async def _send_replies(self, lot: Sequence[Question], replies: Sequence[Reply]) -> None:
+        """All in one write; behind it the rest of the last body, if that is not whole."""
+        pace = Pace(self._limits)
+        last = replies[-1].body
+        try:
+            parts: list[bytes | memoryview] = []
+            for question, reply in zip(lot, replies, strict=False):
+                self.tally.commands += 1
+                if reply.reason is not None:
+                    self.tally.refuse(f"{type(question).__name__}: {reply.reason}")
+                parts.append(self._wire.send(reply.answer))
+                if reply.body is not None and reply.body.head:
+                    parts.append(reply.body.head)
+                    self._wire.sent_body(len(reply.body.head))
+            await self._write(parts, pace)
+            if last is not None and not last.whole:
+                await self._send_file(last, len(last.head), pace)
+        finally:
+            if last is not None and not last.whole:
+                os.close(last.descriptor)
+
+    async def _send_file(self, body: FileBody, done: int, pace: Pace) -> None:
+        while self._wire.body_to_send:
+            count = await self._transport.send_file(
+                body.descriptor,
+                body.offset + done,
+                self._wire.body_to_send,
+                deadline=self._limits.stall,
+                limiter=self._limiter,
+            )
+            if count == 0:
+                raise CorruptBlob("a stored blob became shorter while it was being sent")
+            done += count
+            pace.moved(count)
+            self._wire.sent_body(count)
+
+    # --- downloads from any other store
 
     async def _serve_pull(self, pull: Pull) -> None:
         if self._store is None:
@@ -200,13 +273,6 @@ class Session:
 
     async def _send_body(self, announced: bytes, body: PackedBody) -> None:
         pace = Pace(self._limits)
-        if isinstance(body, FileBody):
-            # One write brings the announcement and all of a small blob.
-            await self._write([announced, body.head], pace)
-            if body.head:  # else there is no body: the file, or what is left of it, is empty
-                self._wire.sent_body(len(body.head))
-                await self._send_file(body, len(body.head), pace)
-            return
         await self._write([announced])
         piece = memoryview(bytearray(PIECE))
         while self._wire.body_to_send:
@@ -214,21 +280,6 @@ class Session:
             if count == 0:
                 raise CorruptBlob("a stored blob ended early")
             await self._write([piece[:count]], pace)
-            self._wire.sent_body(count)
-
-    async def _send_file(self, body: FileBody, done: int, pace: Pace) -> None:
-        while self._wire.body_to_send:
-            count = await self._transport.send_file(
-                body.descriptor,
-                body.offset + done,
-                self._wire.body_to_send,
-                deadline=self._limits.stall,
-                limiter=self._limiter,
-            )
-            if count == 0:
-                raise CorruptBlob("a stored blob became shorter while it was being sent")
-            done += count
-            pace.moved(count)
             self._wire.sent_body(count)
 
     # --- uploads

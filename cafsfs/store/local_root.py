@@ -28,6 +28,7 @@ from cafsfs.store.pump import pump
 T = TypeVar("T")
 
 _HEAD = 64 << 10  # bytes; a blob up to this is read in the hop that opens it
+_START = 4 << 10  # bytes read of a larger one: little to keep where a thousand clients are slow
 
 
 def blob_path(directory: Path, digest: Digest) -> Path:
@@ -35,10 +36,10 @@ def blob_path(directory: Path, digest: Digest) -> Path:
     return directory / digest.hex[:2] / digest.hex[2:4] / digest.hex
 
 
-def is_blob(path: Path) -> bool:
+def is_blob(path: Path | str) -> bool:
     """Is there a file? Unlike ``Path.is_file`` of newer Pythons raises OSError if none can tell."""
     try:
-        return S_ISREG(path.stat().st_mode)
+        return S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
@@ -46,7 +47,7 @@ def is_blob(path: Path) -> bool:
 class FileBody:
     """Packed bytes of an open file; a server may hand ``descriptor`` to sendfile instead.
 
-    ``head`` holds the first bytes, read already; all of them for a small blob.
+    ``head`` holds the first bytes, read already; ``whole`` says that these are all.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class FileBody:
         self.descriptor = descriptor
         self.offset = offset
         self.length: int = length
-        self.head = memoryview(os.pread(descriptor, min(_HEAD, length), offset))
+        start = length if length <= _HEAD else _START
+        self.head = memoryview(os.pread(descriptor, start, offset))
+        self.whole = len(self.head) == length
         self._done = 0
         self._limiter = limiter
 
@@ -98,45 +101,37 @@ class LocalRoot(PackedStore):
     ) -> None:
         self.name = str(directory)
         self._directory = directory
-        self._blobs = directory / "blobs"
+        self._prefix = f"{directory / 'blobs'}/"
         self._limiter = limiter
         self._limits = limits or UnpackLimits()
         self._sync = sync
 
     async def find_absent(self, digests: Collection[Digest]) -> set[Digest]:
         def look() -> set[Digest]:
-            return {each for each in digests if not is_blob(self._path(each))}
+            return {each for each in digests if not self.has(each)}
 
-        return await self._in_thread(look)
+        return await self.in_thread(look)
 
     async def inspect(self, digest: Digest) -> PackedStat:
-        def look() -> PackedStat:
-            descriptor = self._open(digest)
-            try:
-                length = os.fstat(descriptor).st_size
-                return PackedStat(length, Header.parse(os.pread(descriptor, HEADER_LENGTH, 0)))
-            finally:
-                os.close(descriptor)
-
-        return await self._in_thread(look)
+        return await self.in_thread(lambda: self.measure(digest))
 
     @asynccontextmanager
     async def fetch(
         self, digest: Digest, *, offset: int = 0, length: int | None = None
     ) -> AsyncIterator[PackedBody]:
-        body = await self._in_thread(lambda: self._open_body(digest, offset, length))
+        body = await self.in_thread(lambda: self.open_body(digest, offset, length))
         try:
             yield body
         finally:
             os.close(body.descriptor)
 
     async def deposit(self, digest: Digest, source: PackedSource) -> None:
-        path = self._path(digest)
+        path = Path(self._path(digest))
         body = source()
         # The name that deployed servers give their temporary files, so that whatever cleans up
         # after them cleans up after us (protocol page, section 3.5).
         temporary = path.with_name(f"{path.name}_blob{secrets.token_hex(3)}")
-        descriptor = await self._in_thread(lambda: self._create(temporary))
+        descriptor = await self.in_thread(lambda: self._create(temporary))
         try:
             sink = FileSink(descriptor)
             unpacker = VerifyingUnpacker(
@@ -148,7 +143,7 @@ class LocalRoot(PackedStore):
                 sink.write(piece)
 
             async def write(piece: memoryview) -> None:
-                await self._in_thread(lambda: take(piece))
+                await self.in_thread(lambda: take(piece))
 
             def commit() -> None:
                 unpacker.finish()
@@ -157,22 +152,32 @@ class LocalRoot(PackedStore):
                 temporary.rename(path)
 
             await pump(body.readinto, write, length=body.length)
-            await self._in_thread(commit)
+            await self.in_thread(commit)
         finally:
             os.close(descriptor)
             with suppress(OSError):  # renamed, mostly
                 temporary.unlink()
 
-    def _path(self, digest: Digest) -> Path:
-        return blob_path(self._blobs, digest)
+    # --- without a hop: for whoever does several things in one; these block and raise OSError
 
-    def _open(self, digest: Digest) -> int:
+    def has(self, digest: Digest) -> bool:
+        """Is the blob there?"""
+        return is_blob(self._path(digest))
+
+    def measure(self, digest: Digest) -> PackedStat:
+        """The packed length and the header; raises BlobNotFound, CorruptBlob."""
+        descriptor = self._open(digest)
         try:
-            return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except (FileNotFoundError, NotADirectoryError):
-            raise BlobNotFound(digest) from None
+            length = os.fstat(descriptor).st_size
+            return PackedStat(length, Header.parse(os.pread(descriptor, HEADER_LENGTH, 0)))
+        finally:
+            os.close(descriptor)
 
-    def _open_body(self, digest: Digest, offset: int, length: int | None) -> FileBody:
+    def open_body(self, digest: Digest, offset: int, length: int | None) -> FileBody:
+        """A body as ``fetch`` gives it; the caller closes its descriptor.
+
+        Raises BlobNotFound, RangeError.
+        """
         descriptor = self._open(digest)
         try:
             whole = os.fstat(descriptor).st_size
@@ -183,6 +188,29 @@ class LocalRoot(PackedStore):
         except BaseException:
             os.close(descriptor)
             raise
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, in one hop; an OSError becomes a StoreError."""
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except OSError as error:
+            raise self.explain(error) from error
+
+    def explain(self, error: OSError) -> StoreError:
+        """Say whose error it is, and what helps."""
+        hint = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else None
+        return StoreError(f"`{self.name}`: {error.strerror}", hint=hint)
+
+    def _path(self, digest: Digest) -> str:
+        # As blob_path has it; that takes ten times as long, and opening a file not much longer.
+        name = digest.hex
+        return f"{self._prefix}{name[:2]}/{name[2:4]}/{name}"
+
+    def _open(self, digest: Digest) -> int:
+        try:
+            return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            raise BlobNotFound(digest) from None
 
     def _create(self, path: Path) -> int:
         if not self._directory.is_dir():

@@ -122,10 +122,11 @@ async def test_a_bug_of_ours_ends_one_connection_and_is_an_error_in_the_log(
 
     expect_log("ERROR cafsfs.server.listener: a session failed; the server goes on")
     async with serving(tmp_path) as stand:
-        monkeypatch.setattr(Session, "_serve_pull", fail)
-        async with await stand.greeted() as client:
-            await client.say(pull(DIGEST))
-            assert await client.hear_all() == b""
+        with monkeypatch.context() as patch:
+            patch.setattr(Session, "_serve_lot", fail)
+            async with await stand.greeted() as client:
+                await client.say(pull(DIGEST))
+                assert await client.hear_all() == b""
         async with await stand.greeted() as client:
             assert await client.ask(check(DIGEST)) == b"NONE"
         await trio.testing.wait_all_tasks_blocked(0.02)
