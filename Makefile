@@ -1,6 +1,7 @@
 # Every target installs what it needs by itself, or says what is missing: see .ci/bootstrap.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 ONCE ?=
 export PYTHON
 
@@ -60,9 +61,11 @@ format: ## rewrite the code as ruff formats it
 	@$(bin)/ruff check --fix-only --quiet
 	@$(bin)/ruff format
 
-bench: ## measure speed, beside the asyncio client
+# Without rclone the bench says what is missing, and goes on.
+bench: ## measure speed, beside the asyncio client, rclone and plain files; BENCH_ARGS='--only pull'
 	@.ci/bootstrap --fuse dev
-	@$(bin)/python -m tests.bench
+	@.ci/bootstrap --peers dev || :
+	@$(bin)/python -m tests.bench $(BENCH_ARGS)
 
 clean: ## remove all that make has made, .venv too
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,15 +8,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from cafsfs.config import parse_count, parse_seconds, parse_size
+from tests.bench import rclone
 from tests.bench.children import BenchError
 from tests.bench.machine import describe, filesystem_of
-from tests.bench.measure import MIB, Result, measure
+from tests.bench.measure import Result, measure
 from tests.bench.rows import ROWS, Row
-from tests.bench.stage import Stage, work_directory
+from tests.bench.stage import MIB, Stage, work_directory
 from tests.bench.table import render, render_details
 
 _NOTES = """\
@@ -33,7 +35,7 @@ def main() -> int:
         signal.signal(number, _leave_once)
     rows = [row for row in ROWS if not options.only or row.name in options.only]
     try:
-        return _bench(options, rows)
+        return _bench(options, _with_peers(rows))
     except BenchError as error:
         _tell(f"error: {error}")
         return 1
@@ -42,12 +44,26 @@ def main() -> int:
         return 130
 
 
+def _with_peers(rows: Sequence[Row]) -> list[Row]:
+    """The rows, without the peer that this machine lacks."""
+    if rclone.is_installed() or not any(row.needs_rclone for row in rows):
+        return list(rows)
+    _tell("rclone is missing: its rows have no ratio; install it, as in `apt-get install rclone`")
+    return [replace(row, peer=None) if row.needs_rclone else row for row in rows]
+
+
 def _bench(options: argparse.Namespace, rows: Sequence[Row]) -> int:
     load = os.getloadavg()[0]
     many = options.blobs if any(row.many for row in rows) else 0
     with work_directory(options.dir, options.size, many) as directory:
         place = f"{filesystem_of(directory)} ({directory.parent})"
-        stage = Stage(directory, options.size, blobs=options.blobs, settle=options.settle)
+        stage = Stage(
+            directory,
+            options.size,
+            blobs=options.blobs,
+            settle=options.settle,
+            share=options.share,
+        )
         with stage.serving():
             results = [measure(row, stage, options.runs, _tell) for row in rows]
     if options.json:
@@ -81,6 +97,13 @@ def _parse_arguments() -> argparse.Namespace:
         help="tiny blobs of a cache of many (1000000)",
     )
     parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        metavar="PART",
+        help="of all else that there are many of, measure with this part (1)",
+    )
+    parser.add_argument(
         "--settle",
         type=parse_seconds,
         default=10.0,
@@ -112,6 +135,7 @@ def _as_json(
         "load": load,
         "size": options.size,
         "blobs": options.blobs,
+        "share": options.share,
         "runs": options.runs,
         "rows": [each.as_dict() for each in results],
     }

@@ -8,10 +8,9 @@ from pathlib import Path
 from blake3 import blake3
 
 from tests.bench.children import run
-from tests.bench.filling import content
-from tests.bench.stage import OURS, PLAIN, Sample, Stage
+from tests.bench.filling import TINY, content
+from tests.bench.stage import FILLING, OURS, PLAIN, Sample, Stage
 
-FILLING = "tests.bench.filling"
 MOUNTED = "tests.bench.mounted"
 
 _PIECES = 4  # large blobs
@@ -36,53 +35,46 @@ def mount_without_index(stage: Stage) -> Sample:
 
 def list_many(stage: Stage) -> Sample:
     """``ls -f`` of ``blake3/`` of a fresh mount over many blobs."""
-    with stage.mount(_many(stage)) as (path, daemon):
-        listed = str(path.parent / "blake3")
-        sample = stage.time(PLAIN, "count", str(stage.blobs), "ls -f", listed)
-    return Sample(seconds=sample.seconds, peak=daemon.peak)
+    with stage.mount(_many(stage)) as place:
+        sample = stage.time(PLAIN, "count", stage.blobs, "ls -f", place.directory / "blake3")
+    return place.sample(sample)
 
 
 def find_many(stage: Stage) -> Sample:
     """``find`` of the same files in the directory of the cache."""
-    blobs = str(_many(stage) / "blobs")
-    return stage.time(PLAIN, "count", str(stage.blobs), "find -H", blobs)
+    return stage.time(PLAIN, "count", stage.blobs, "find -H", _many(stage) / "blobs")
 
 
 def verify_many(stage: Stage) -> Sample:
     """Verify many blobs, and note each in the index."""
-    return stage.time(OURS, "verify", str(_many(stage)), str(stage.blobs), "1")
+    return stage.time(OURS, "verify", _many(stage), stage.blobs, 1)
 
 
 def verify_large(stage: Stage) -> Sample:
     """Verify a few large blobs, together as large as the big one."""
-    return stage.time(OURS, "verify", str(_large(stage)), str(_PIECES), str(_PASSES))
+    return stage.time(OURS, "verify", _large(stage), _PIECES, _PASSES)
 
 
 def blake_large(stage: Stage) -> Sample:
     """Read and hash the same files on as many threads, and no more than that."""
-    blobs = str(_large(stage) / "blobs")
-    return stage.time(PLAIN, "blake_files_on_all_cores", blobs, str(_PASSES))
+    return stage.time(PLAIN, "blake_files_on_all_cores", _large(stage) / "blobs", _PASSES)
 
 
 def blake_on_all_cores(stage: Stage) -> Sample:
     """BLAKE3 of as many bytes in memory, on as many threads."""
-    return stage.time(PLAIN, "blake_on_all_cores", str(stage.size), str(_PASSES))
+    return stage.time(PLAIN, "blake_on_all_cores", stage.size, _PASSES)
 
 
 def _many(stage: Stage) -> Path:
-    """The cache, made when it is needed first."""
-    directory = stage.directory / "many-cache"
-    if not directory.exists():
-        stage.ask(FILLING, "many", str(directory), str(stage.blobs))
-    return directory
+    return stage.once(
+        "many-cache", lambda path: stage.ask(FILLING, "many", path, stage.blobs, TINY)
+    )
 
 
 def _large(stage: Stage) -> Path:
-    """The cache of a few, made when it is needed first."""
-    directory = stage.directory / "large-cache"
-    if not directory.exists():
-        stage.ask(FILLING, "large", str(directory), str(stage.blob), str(_PIECES))
-    return directory
+    return stage.once(
+        "large-cache", lambda path: stage.ask(FILLING, "large", path, stage.blob, _PIECES)
+    )
 
 
 def _mounted(stage: Stage, verb: str, cache: Path, *, blob: int | None) -> Sample:

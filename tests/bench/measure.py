@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from tests.bench.rows import Row, Unit
 from tests.bench.stage import Sample, Stage
 
-MIB = 1 << 20
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -101,7 +99,7 @@ def measure(row: Row, stage: Stage, runs: int, tell: Callable[[str], None]) -> R
     """Run ``row``; ``tell`` gets a line after each run."""
     ours: list[Sample] = []
     peer: list[Sample] = []
-    amount = stage.blobs if row.unit is Unit.BLOBS else stage.size / MIB
+    amount = row.amount(stage)
     runs = 1 if row.once else runs
     for run in range(1, runs + 1):
         if row.peer is not None:
@@ -119,7 +117,9 @@ def measure(row: Row, stage: Stage, runs: int, tell: Callable[[str], None]) -> R
 
 def readable(figure: float, unit: Unit) -> str:
     """A figure with its unit."""
-    return f"{figure:.2f} s" if unit is Unit.SECONDS else f"{figure:,.0f} {unit.value}"
+    if unit is not Unit.SECONDS:
+        return f"{figure:,.0f} {unit.value}"
+    return f"{figure:.2f} s" if figure >= 1 else f"{figure * 1000:.1f} ms"
 
 
 def peak(samples: Sequence[Sample]) -> int | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from cafsfs.client import CafsClient
+from cafsfs.packing import Compression
 from cafsfs.store.cache.curation import verify as verify_cache
 from cafsfs.store.cache.upkeep import open_disk_cache
 
@@ -24,11 +25,20 @@ async def pull(root: str, address: str, digest: str, path: str) -> float:
         return time.perf_counter() - began
 
 
-async def put(root: str, address: str, path: str) -> float:
-    """Hash a file and upload it as it is."""
+async def pull_batch(root: str, address: str, names: str, directory: str, count: str) -> float:
+    """Pull the first ``count`` of the blobs that ``names``, a file, lists, verified."""
+    blobs = [(each, Path(directory, each)) for each in Path(names).read_text().split()]
     async with CafsClient(root, [address], connections_per_server=CONNECTIONS) as client:
         began = time.perf_counter()
-        await client.stream(Path(path))
+        await client.pull_batch(blobs[: int(count)])
+        return time.perf_counter() - began
+
+
+async def put(root: str, address: str, path: str, compression: str) -> float:
+    """Hash a file and upload it."""
+    async with CafsClient(root, [address], connections_per_server=CONNECTIONS) as client:
+        began = time.perf_counter()
+        await client.stream(Path(path), Compression[compression])
         return time.perf_counter() - began
 
 
@@ -43,7 +53,9 @@ async def verify(directory: str, blobs: str, passes: str) -> float:
         return (time.perf_counter() - began) / int(passes)
 
 
-VERBS: dict[str, Callable[..., Awaitable[float]]] = {"pull": pull, "put": put, "verify": verify}
+VERBS: dict[str, Callable[..., Awaitable[float]]] = {
+    each.__name__: each for each in (pull, pull_batch, put, verify)
+}
 
 if __name__ == "__main__":
     print(trio.run(VERBS[sys.argv[1]], *sys.argv[2:]))

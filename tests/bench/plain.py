@@ -12,19 +12,41 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import zstandard
 from blake3 import blake3
 
 STEP = 1 << 20  # bytes a call, as in our hot paths
+_PAGE = 4096  # bytes
+_HEADER = 16  # bytes before the body of a packed blob
+_WORDS = 4096
+_PIECES = 32  # of words
 _BEYOND_CACHES = 128 << 20  # bytes
 
 
 def make(path: str, size: str) -> str:
     """Write a file of random bytes, the same for every run; its hash."""
     bytes_of = random.Random(int(size)).randbytes
+    return _write(path, int(size), lambda: bytes_of(STEP))
+
+
+def make_words(path: str, size: str) -> str:
+    """Write a file of random words, the same for every run; its hash.
+
+    The words are English in their lengths, and compress to somewhat more than a third. The file is
+    made of a few pieces, as no window of a codec is as long as all of them.
+    """
+    chance = random.Random(int(size))
+    words = [chance.randbytes(chance.randint(2, 9)).hex().encode() for _ in range(_WORDS)]
+    least = STEP // 4  # the shortest word has so many bytes
+    pieces = [b"".join(chance.choices(words, k=least))[:STEP] for _ in range(_PIECES)]
+    return _write(path, int(size), lambda: chance.choice(pieces))
+
+
+def _write(path: str, size: int, piece_of: Callable[[], bytes]) -> str:
     state = blake3()
     with Path(path).open("wb") as file:
-        for start in range(0, int(size), STEP):
-            piece = bytes_of(min(STEP, int(size) - start))
+        for start in range(0, size, STEP):
+            piece = piece_of()[: size - start]
             state.update(piece)
             file.write(piece)
     return state.hexdigest()
@@ -53,10 +75,64 @@ def read(path: str, size: str) -> float:
     return took
 
 
+def read_at_random(path: str, size: str, count: str) -> float:
+    """Read ``count`` pieces of 4 KiB at random places of a file."""
+    places = random.Random(0).choices(range(max(1, int(size) // _PAGE)), k=int(count))
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        began = time.perf_counter()
+        for place in places:
+            os.pread(descriptor, _PAGE, place * _PAGE)
+        return time.perf_counter() - began
+    finally:
+        os.close(descriptor)
+
+
+def read_each(directory: str, names: str, count: str) -> float:
+    """Open, read and close the first ``count`` files of those that ``names``, a file, lists."""
+    paths = _paths(directory, names, count)
+    began = time.perf_counter()
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.read(descriptor, STEP)
+        os.close(descriptor)
+    return time.perf_counter() - began
+
+
+def stat_each(directory: str, names: str, count: str) -> float:
+    """Ask for the attributes of the first ``count`` of them."""
+    paths = _paths(directory, names, count)
+    began = time.perf_counter()
+    for path in paths:
+        os.stat(path)
+    return time.perf_counter() - began
+
+
+def _paths(directory: str, names: str, count: str) -> list[str]:
+    return [f"{directory}/{each}" for each in Path(names).read_text().split()[: int(count)]]
+
+
+def straight(path: str, target: str) -> float:
+    """Unpack a ZSTD blob in memory, hash the content and write it, all in one thread."""
+    body = Path(path).read_bytes()[_HEADER:]
+    state = blake3()
+    buffer = memoryview(bytearray(STEP))
+    began = time.perf_counter()
+    with (
+        Path(target).open("wb", buffering=0) as file,
+        zstandard.ZstdDecompressor().stream_reader(body) as reader,
+    ):
+        while count := reader.readinto(buffer):
+            state.update(buffer[:count])
+            file.write(buffer[:count])
+    return time.perf_counter() - began
+
+
 def tool(*command: str) -> float:
     """Run a command; starting it counts, that is about a millisecond."""
     began = time.perf_counter()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
@@ -155,8 +231,13 @@ VERBS: dict[str, Callable[..., float | str]] = {
     each.__name__: each
     for each in (
         make,
+        make_words,
         fingerprint,
         read,
+        read_at_random,
+        read_each,
+        stat_each,
+        straight,
         tool,
         write,
         blake,

@@ -5,28 +5,31 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.bench.children import TREE, BenchError, Child, run
+from tests.bench.children import BenchError, Child, python, run
 
 ROOT = "bench"
 OURS = "tests.bench.ours"
 PEER = "tests.bench.peer"
 PLAIN = "tests.bench.plain"
+FILLING = "tests.bench.filling"
+RAW = "tests.bench.raw"
+
+MIB = 1 << 20
 
 _MEMORY = Path("/dev/shm")
-# Of the big blob at once: the file, the server's, a warm cache, a cold one, one in pieces, and the
-# copy.
-_COPIES = 6
+# Of the big blob at once: the file, the server's, one in pieces, the warm caches of a mount and of
+# rclone, a cold one that may have three, an upload and the copy; of the words that compress: the
+# file, and two that are packed.
+_COPIES = 12
 # Of each of many tiny blobs: a page, and an inode, a name and a row (5.4 GiB a million, measured).
 _BLOB_ROOM = 6 << 10  # bytes
 _SLACK = 1 << 30  # bytes of memory for all processes
-_START_DEADLINE = 20.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,22 @@ class Sample:
     seconds: float
     peak: int
     details: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where files are read: the big one's directory, and the one of the small ones.
+
+    ``daemon``: the process that answers, if one does.
+    """
+
+    directory: Path
+    small: Path
+    daemon: Child | None = None
+
+    def sample(self, of_reader: Sample) -> Sample:
+        """The sample with the peak of who has answered; when that has ended."""
+        return of_reader if self.daemon is None else replace(of_reader, peak=self.daemon.peak)
 
 
 @contextmanager
@@ -80,116 +99,119 @@ class Stage:
     """A running server below ``directory``, with ``blob``, a file of ``size`` bytes, uploaded.
 
     ``blobs``: how many tiny ones a cache of many has. ``settle``: seconds after which a mount is
-    looked at again.
+    looked at again. ``share``: of whatever else there are many, this part is enough.
     """
 
-    def __init__(self, directory: Path, size: int, *, blobs: int, settle: float) -> None:
+    def __init__(
+        self, directory: Path, size: int, *, blobs: int, settle: float, share: float = 1.0
+    ) -> None:
         self.directory = directory
         self.size = size
         self.blobs = blobs
         self.settle = settle
-        self.blob = directory / "blob"
+        self.share = share
+        self.files = directory / "files"
+        self.blob = self.files / "blob"
         self.target = directory / "target"
+        self.targets = directory / "targets"
+        self.cold = directory / "cold-cache"
         self.address = ""
         self.digest = ""
         self._store = directory / "store"
-        self._warm = directory / "warm-cache"
-        self.cold = directory / "cold-cache"
+        self._server: Child | None = None
+        self._started = ExitStack()
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Start the server and upload the blob."""
-        (self._store / ROOT).mkdir(parents=True)
-        self.digest = self.ask(PLAIN, "make", str(self.blob), str(self.size))
-        arguments = ("serve", str(self._store), "--listen", "127.0.0.1:0")
-        server = Child("cafsfs", *arguments, log=self.directory / "serve.log")
-        try:
-            line = server.await_line(f"serving {self._store} on ", deadline=_START_DEADLINE)
-            self.address = line.split()[-1]
-            self.ask(OURS, "put", ROOT, self.address, str(self.blob))
+        """Start the server, with the blob in its store; ends all that was started."""
+        self.files.mkdir()
+        made = self.ask(PLAIN, "make", str(self.blob), str(self.size))
+        self.blob = self.blob.rename(self.files / made)  # named as it is in a mount
+        self.digest = self.ask(FILLING, "packed", str(self.root(ROOT)), str(self.blob), "NONE", "0")
+        with self._started:
+            self._server, self.address = self._started.enter_context(self.serve())
             yield
+
+    @contextmanager
+    def serve(self) -> Iterator[tuple[Child, str]]:
+        """A server of the store, and its address."""
+        command = python("cafsfs", "serve", str(self._store), "--listen", "127.0.0.1:0")
+        with self.child(command, "serve") as server:
+            line = server.await_line(f"serving {self._store} on ")
+            yield server, line.split()[-1]
+
+    def start(self, command: Sequence[str], name: str) -> Child:
+        """Start what runs until the bench ends."""
+        return self._started.enter_context(self.child(command, name))
+
+    @contextmanager
+    def child(self, command: Sequence[str], name: str) -> Iterator[Child]:
+        """A process that is ended; its peak counts afterwards."""
+        child = Child(command, log=self.directory / f"{name}.log")
+        try:
+            yield child
         finally:
-            server.end()
+            child.end()
+
+    @property
+    def server(self) -> Child:
+        """The process that serves the store."""
+        assert self._server is not None
+        return self._server
+
+    def root(self, name: str) -> Path:
+        """The directory of a root in the server's store, which is made."""
+        directory = self._store / name
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def part(self, count: int) -> int:
+        """As many of ``count`` as this bench measures with."""
+        return max(1, round(count * self.share))
+
+    def once(self, name: str, make: Callable[[Path], object]) -> Path:
+        """A file or directory that is made when it is needed first."""
+        path = self.directory / name
+        if not path.exists():
+            make(path)
+        return path
 
     # --- what rows are made of
 
-    def time(self, module: str, verb: str, *arguments: str) -> Sample:
+    def time(self, module: str, verb: str, *arguments: object) -> Sample:
         """Run a child that prints how long its work took."""
-        output, peak = run(module, (verb, *arguments), self.directory / "child.log")
+        output, peak = run(module, (verb, *map(str, arguments)), self.directory / "child.log")
         return Sample(seconds=float(output), peak=peak)
 
-    def pull(self, module: str) -> Sample:
-        """Pull the blob to a new file."""
-        self.clear()
-        sample = self.time(module, "pull", ROOT, self.address, self.digest, str(self.target))
-        self._check_target()
-        return sample
-
-    def put(self, module: str) -> Sample:
-        """Upload the blob, which the server does not have."""
-        stored = self._store / ROOT / "blobs" / self.digest[:2] / self.digest[2:4] / self.digest
-        stored.unlink()
-        sample = self.time(module, "put", ROOT, self.address, str(self.blob))
-        if not stored.is_file():
-            raise BenchError(f"{module} says that it has uploaded what the server does not have")
-        return sample
-
-    def copy_cold(self) -> Sample:
-        """``cp`` of the blob from a mount whose cache is empty."""
-        self.clear()
-        with self.mount(self.cold) as (path, daemon):
-            sample = self.time(PLAIN, "tool", "cp", str(path), str(self.target))
-        self._check_target()
-        return Sample(seconds=sample.seconds, peak=daemon.peak)
-
-    def dd_cold(self) -> Sample:
-        """``dd`` of the blob from a mount whose cache is empty, to nowhere."""
-        self.clear()
-        with self.mount(self.cold) as (path, daemon):
-            sample = self.time(PLAIN, "tool", "dd", f"if={path}", "of=/dev/null", "bs=1M")
-        return Sample(seconds=sample.seconds, peak=daemon.peak)
-
-    def read_cached(self, *, times: int) -> Sample:
-        """Read the blob ``times`` times from a new mount whose cache has it; the last one counts.
-
-        The mount is new, so the kernel has no pages of it before the first time.
-        """
-        self.clear()
-        if not self._warm.exists():
-            with self.mount(self._warm) as (path, _):
-                self.time(PLAIN, "read", str(path), str(self.size))
-        with self.mount(self._warm) as (path, daemon):
-            for _ in range(times):
-                sample = self.time(PLAIN, "read", str(path), str(self.size))
-        return Sample(seconds=sample.seconds, peak=daemon.peak)
-
-    def read_plain(self) -> Sample:
-        """Read the same bytes from an ordinary file in the kernel's memory."""
-        self.time(PLAIN, "read", str(self.blob), str(self.size))
-        return self.time(PLAIN, "read", str(self.blob), str(self.size))
-
-    def write_target(self) -> Sample:
-        """Write as many bytes to where copies go."""
-        self.clear()
-        return self.time(PLAIN, "write", str(self.target), str(self.size))
+    def ask(self, module: str, *arguments: object) -> str:
+        """Run a child that prints what it has found out."""
+        return run(module, [str(each) for each in arguments], self.directory / "child.log")[0]
 
     def clear(self) -> None:
         """Remove what earlier runs have left, so that each finds the same."""
         self.target.unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.cold)
+        for tree in (self.cold, self.targets):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(tree)
+
+    def check_target(self, digest: str) -> None:
+        """Raises BenchError unless the target is this blob."""
+        if self.ask(PLAIN, "fingerprint", self.target) != digest:
+            raise BenchError("what came back is not what was uploaded")
 
     @contextmanager
-    def mount(self, cache: Path) -> Iterator[tuple[Path, Child]]:
-        """The path of the blob in a fresh mount, and the daemon; its ``peak`` counts afterwards."""
+    def mount(
+        self, cache: Path, *, root: str = ROOT, address: str = "", options: Sequence[str] = ()
+    ) -> Iterator[Place]:
+        """A fresh mount; the peak of its daemon counts afterwards."""
+        uri = f"cafs://{address or self.address}/{root}"
         with self.mount_point() as point:
-            arguments = ("mount", "--foreground", "--cache-dir", str(cache), self.uri, str(point))
-            daemon = Child("cafsfs", *arguments, log=self.directory / "mount.log")
-            try:
-                daemon.await_line(f"mounted {self.uri} on ", deadline=_START_DEADLINE)
-                yield point / self.digest, daemon
-            finally:
-                daemon.end()
+            arguments = ("--cache-dir", str(cache), *options, uri, str(point))
+            with self.child(
+                python("cafsfs", "mount", "--foreground", *arguments), "mount"
+            ) as daemon:
+                daemon.await_line(f"mounted {uri} on ")
+                yield Place(directory=point, small=point, daemon=daemon)
 
     @contextmanager
     def mount_point(self) -> Iterator[Path]:
@@ -207,20 +229,17 @@ class Stage:
         """What is mounted."""
         return f"cafs://{self.address}/{ROOT}"
 
-    def ask(self, module: str, *arguments: str) -> str:
-        """Run a child that prints what it has found out."""
-        return run(module, arguments, self.directory / "child.log")[0]
 
-    # ---
+Run = Callable[[Stage], Sample]
 
-    def _check_target(self) -> None:
-        if self.ask(PLAIN, "fingerprint", str(self.target)) != self.digest:
-            raise BenchError("what came back is not what was uploaded")
+
+def is_mounted(point: Path) -> bool:
+    """Whether something is mounted there."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == str(point) for line in mounts)
 
 
 def _detach(point: Path) -> None:
     """Unmount what a daemon has left that had to be killed."""
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    if any(line.split()[4] == str(point) for line in mounts):
-        command = [sys.executable, "-m", "cafsfs", "unmount", "--force", str(point)]
-        subprocess.run(command, cwd=TREE, check=False)
+    if is_mounted(point):
+        subprocess.run(["fusermount3", "-u", "-z", str(point)], check=False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import starmap
 
-from tests.bench.measure import MIB, Result, peak, readable
+from tests.bench.measure import Result, peak, readable
 from tests.bench.rows import Unit
+from tests.bench.stage import MIB
 
 _HEAD = ("work", "ours", "peer", "ratio", "spread", "aim", "peak ours", "peak peer", "the peer")
 _MARKS = {None: "", True: " ✓", False: " ✗"}
@@ -67,7 +68,9 @@ def _figure(figure: float | None, unit: Unit) -> str:
 def _detail(name: str, value: float) -> str:
     """``resident later, bytes`` becomes ``resident later 37 MiB``."""
     what, _, unit = name.rpartition(", ")
-    return f"{what} {_mebibytes(int(value))} MiB" if unit == "bytes" else f"{what} {value:.2f} s"
+    if unit == "bytes":
+        return f"{what} {_mebibytes(int(value))} MiB"
+    return f"{what} {value:.2f} s" if unit == "s" else f"{what} {value:.0f} {unit}"
 
 
 def _mebibytes(count: int | None) -> str:

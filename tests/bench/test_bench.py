@@ -16,6 +16,7 @@ from tests.bench.rows import ROWS
 @pytest.mark.fuse
 def test_shows_every_row_and_leaves_nothing(tmp_path: Path) -> None:
     options = ["--size", "4M", "--blobs", "300", "--settle", "0.1", "--runs", "1"]
+    options += ["--share", "0.01"]
     command = [sys.executable, "-m", "tests.bench", *options, "--dir", str(tmp_path)]
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
