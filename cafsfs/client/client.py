@@ -12,11 +12,11 @@ import trio
 from cafsfs.client.remote import RemoteStore
 from cafsfs.client.servers import Deadlines, Server
 from cafsfs.digest import Digest
-from cafsfs.errors import CafsError, UsageError
+from cafsfs.errors import CafsError, InvalidDigest, StoreError, UsageError
 from cafsfs.packing import Compression
-from cafsfs.store.contracts import BlobStat, ContentStore
+from cafsfs.store.contracts import BlobStat, ContentStore, Wanted
 from cafsfs.store.fallback import FallbackStore
-from cafsfs.store.files import FileSource, pull_to_file
+from cafsfs.store.files import FileSource, ReplacingFile, pull_to_file
 from cafsfs.store.memory import NullSink
 from cafsfs.store.retrying import RetryingStore
 from cafsfs.store.unpacking import UnpackingStore
@@ -145,13 +145,25 @@ class CafsClient:
         retry: bool = True,
         max_concurrent: int | None = None,
     ) -> None:
-        """Pull many blobs; all are tried, then BatchError tells which failed."""
+        """Pull many blobs; all are tried, then BatchError tells which failed.
 
-        async def pull(blob: tuple[Digest | str, Path]) -> None:
-            await self.pull(*blob, retry=retry)
-
-        items = [(str(each[0]), each) for each in blobs]
-        await self._batch(pull, items, max_concurrent)
+        Pipelined: a few round trips for thousands of small blobs, over up to ``max_concurrent``
+        connections of a server. Each is put in its place as ``pull`` does it.
+        """
+        at_once = self._at_once(max_concurrent)
+        items = list(blobs)
+        failures: dict[str, CafsError] = {}
+        wanted: dict[Wanted, Path] = {}
+        for blob_hash, path in items:
+            try:
+                wanted[Wanted(_digest(blob_hash), ReplacingFile(path))] = path
+            except InvalidDigest as error:
+                failures[str(blob_hash)] = error
+        failed = await self._store(retry=retry).pull_many(list(wanted), at_once=at_once)
+        for each, failure in failed.items():
+            failures[each.digest.hex] = _as_ours(failure, wanted[each])
+        if failures:
+            raise BatchError(failures, len(items))
 
     async def stream(
         self, path: Path, compression: Compression = Compression.NONE, *, retry: bool = True
@@ -195,15 +207,18 @@ class CafsClient:
             return stores[0]
         return FallbackStore([RetryingStore(each, attempts=self._connections) for each in stores])
 
+    def _at_once(self, max_concurrent: int | None) -> int | None:
+        if max_concurrent is not None and max_concurrent < 0:
+            raise UsageError(f"a batch of {max_concurrent} at once gets nothing done")
+        return max_concurrent or None
+
     async def _batch(
         self,
         operation: Callable[[T], Awaitable[None]],
         items: Sequence[tuple[str, T]],
         max_concurrent: int | None,
     ) -> None:
-        workers = max_concurrent or self._connections * len(self._remotes)
-        if workers < 1:
-            raise UsageError(f"a batch of {workers} at once gets nothing done")
+        workers = self._at_once(max_concurrent) or self._connections * len(self._remotes)
         failures: dict[str, CafsError] = {}
         waiting = iter(items)
 
@@ -225,6 +240,12 @@ async def full_stat(store: ContentStore, digest: Digest) -> BlobStat:
     """A stat with its size, by a pull that is thrown away where nothing cheaper tells it."""
     stat = await store.stat(digest)
     return stat if stat.size is not None else await store.pull(digest, NullSink())
+
+
+def _as_ours(error: CafsError | OSError, path: Path) -> CafsError:
+    if isinstance(error, CafsError):
+        return error
+    return StoreError(f"cannot write `{path}`: {error.strerror}")
 
 
 def _digest(given: Digest | str) -> Digest:

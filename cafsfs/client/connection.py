@@ -229,6 +229,38 @@ class ServerConnection:
         if not isinstance(answer, Have):
             raise self._unexpected(answer)
 
+    # --- many commands ahead of their answers, see pipeline.py
+
+    async def ask(self, commands: Sequence[Message]) -> None:
+        """Send commands, in one segment; the caller bounds what is sent ahead of its answers."""
+        await self._command(*commands)
+
+    async def receive(self, buffer: memoryview, deadline: float) -> int:
+        """Read what comes within ``deadline`` seconds; to be parsed before ``buffer`` changes."""
+        count = await self._receive(buffer, deadline)
+        self._wire.receive_data(buffer[:count])
+        return count
+
+    @property
+    def unread(self) -> int:
+        """Bytes of what was received last that are not yet parsed."""
+        return self._wire.unread
+
+    def next_event(self) -> Event | Literal[NeedData.NEED_DATA]:
+        """Parse more of what was received; raises RemoteProtocolError."""
+        return self._next_event()
+
+    def body(self, take: Take) -> RemoteBody:
+        """The body that ``take``, the event just returned, announces; to be read before all else.
+
+        Its beginning stands in the buffer last received into.
+        """
+        return self._body(take)
+
+    def unexpected(self, event: Event) -> RemoteProtocolError:
+        """For an answer that nothing was asked for."""
+        return self._unexpected(event)
+
     # --- bytes in and out
 
     async def _command(self, *messages: Message) -> None:

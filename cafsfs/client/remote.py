@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,11 +13,20 @@ from typing import TypeVar
 import trio
 
 from cafsfs.client.connection import RemoteBody, ServerConnection
+from cafsfs.client.pipeline import Batch, Source
 from cafsfs.client.pool import Pool
 from cafsfs.client.servers import Deadlines, Server
 from cafsfs.digest import Digest
 from cafsfs.errors import ConnectionBroken, RangeError, UsageError
-from cafsfs.store.contracts import PackedBody, PackedSource, PackedStat, PackedStore
+from cafsfs.store.contracts import (
+    Failures,
+    PackedBody,
+    PackedSource,
+    PackedStat,
+    PackedStore,
+    PackedTaker,
+    Wanted,
+)
 from cafsfs.wire import MAX_ROOT
 
 T = TypeVar("T")
@@ -56,6 +65,7 @@ class RemoteStore(PackedStore):
         self.name = str(server)
         self._deadlines = deadlines or Deadlines()
         self._connect = partial(ServerConnection.open, server, _encode(root), self._deadlines)
+        self._connections = connections
         self._bulk = Pool(self._connect, limit=connections)
         self._quick = self._bulk
         if parking is not None:
@@ -155,6 +165,23 @@ class RemoteStore(PackedStore):
             raise
         finally:
             pool.release(connection)
+
+    async def fetch_many(
+        self, wanted: Sequence[Wanted], taker: PackedTaker, *, at_once: int | None = None
+    ) -> Failures[Wanted]:
+        source = Source(
+            name=self.name, pool=self._bulk, deadlines=self._deadlines, measure=self._measure
+        )
+        connections = min(at_once or self._connections, self._connections)
+        return await Batch(source, wanted, taker).run(connections)
+
+    async def _measure(self, digest: Digest) -> int:
+        """SIZE on a connection of its own: all others may be busy."""
+        connection = await self._connect()
+        try:
+            return await connection.measure(digest)
+        finally:
+            connection.close()
 
     async def deposit(self, digest: Digest, source: PackedSource) -> None:
         # The source is opened for each try: a second one starts at its first byte.

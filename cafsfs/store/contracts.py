@@ -15,13 +15,20 @@ fault. Deadlines are each implementation's own duty: no method waits for ever.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import trio
 
 from cafsfs.digest import Digest
+from cafsfs.errors import CafsError
 from cafsfs.packing import Compression, Header
+
+K = TypeVar("K")
+
+_AT_ONCE = 4  # of a batch, in a store that has no better way than one after the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +56,34 @@ class ContentSink(Protocol):
 
     def write(self, data: bytes | memoryview, /) -> object:
         """Take the next piece; ``data`` is valid only during the call."""
+
+
+class Destination(ContentSink, Protocol):
+    """Where one blob of a batch goes; from its first byte to its end in one hop, if it is small."""
+
+    def commit(self, stat: BlobStat, /) -> None:
+        """All of the content is written and verified. Called from worker threads.
+
+        Raises OSError; ``abandon`` follows then.
+        """
+
+    def abandon(self) -> None:
+        """An attempt has failed: let go of what it has written; quick, for it is called anywhere.
+
+        ``restart`` may follow. Called any number of times, but not after ``commit`` has succeeded.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """One blob of a batch; one that is wanted in two places is two of these."""
+
+    digest: Digest
+    destination: Destination
+
+
+Failures = dict[K, CafsError | OSError]
+"""Those of a batch that failed, and why; an OSError is always one of a destination."""
 
 
 class ContentSource(Protocol):
@@ -90,6 +125,40 @@ class ContentStore(ABC):
         error or a cancellation the sink holds bytes that nobody vouches for.
         """
 
+    async def pull_many(
+        self, wanted: Sequence[Wanted], *, at_once: int | None = None
+    ) -> Failures[Wanted]:
+        """Pull a batch, in any order; returns those that failed, and raises nothing for them.
+
+        Each error is what ``pull`` would have raised for that blob, and hits it alone. Whatever is
+        not returned was committed; a destination that was not is abandoned, by a cancellation too.
+        ``at_once`` bounds the connections that are used, where None leaves that to the store.
+        """
+
+        async def pull(each: Wanted) -> None:
+            try:
+                stat = await self.pull(each.digest, each.destination)
+                await trio.to_thread.run_sync(each.destination.commit, stat, limiter=limiter)
+            except BaseException:
+                each.destination.abandon()
+                raise
+
+        limiter = trio.CapacityLimiter(at_once or _AT_ONCE)
+        return await one_by_one(pull, wanted, at_once=at_once or _AT_ONCE)
+
+    async def stat_many(
+        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
+    ) -> Failures[Digest]:
+        """Stat a batch: ``told`` is called for each blob, in any order; returns those that failed.
+
+        Each error is what ``stat`` would have raised for that blob, and hits it alone.
+        """
+
+        async def stat(digest: Digest) -> None:
+            told(digest, await self.stat(digest))
+
+        return await one_by_one(stat, digests, at_once=_AT_ONCE)
+
     @abstractmethod
     async def put(self, digest: Digest, source: ContentSource) -> None:
         """Store the content of ``source`` under ``digest``, which the caller has computed.
@@ -111,6 +180,19 @@ class PackedBody(Protocol):
 
         Raises Unavailable if it breaks off, StoreError for a sick disk.
         """
+
+
+class PackedTaker(Protocol):
+    """Who takes the packed blobs of a batch, small ones by the lot."""
+
+    async def take(self, lot: Sequence[tuple[Wanted, memoryview]]) -> Failures[Wanted]:
+        """Take whole packed blobs, and say which were of no use, and why.
+
+        They are valid during the call only. CorruptBlob: they are not what was wanted.
+        """
+
+    async def take_body(self, wanted: Wanted, body: PackedBody) -> None:
+        """Take one that is large, or of unknown length; raises CafsError, OSError."""
 
 
 PackedSource = Callable[[], PackedBody]
@@ -156,9 +238,54 @@ class PackedStore(ABC):
         outside the blob or that this store cannot give.
         """
 
+    async def fetch_many(
+        self, wanted: Sequence[Wanted], taker: PackedTaker, *, at_once: int | None = None
+    ) -> Failures[Wanted]:
+        """Fetch a batch, in any order, and hand it to ``taker``; returns those that failed.
+
+        Each error is what ``fetch`` or ``taker`` would have raised for that blob, and hits it
+        alone. ``at_once`` bounds the connections that are used.
+        """
+
+        async def fetch(each: Wanted) -> None:
+            async with self.fetch(each.digest) as body:
+                await taker.take_body(each, body)
+
+        return await one_by_one(fetch, wanted, at_once=at_once or _AT_ONCE)
+
+    async def inspect_many(
+        self, digests: Sequence[Digest], told: Callable[[Digest, PackedStat], object]
+    ) -> Failures[Digest]:
+        """Inspect a batch: ``told`` is called for each blob; returns those that failed, and why."""
+
+        async def inspect(digest: Digest) -> None:
+            told(digest, await self.inspect(digest))
+
+        return await one_by_one(inspect, digests, at_once=_AT_ONCE)
+
     @abstractmethod
     async def deposit(self, digest: Digest, source: PackedSource) -> None:
         """Store the packed blob that ``source`` opens.
 
         Raises Unavailable, ServerRefused, StoreError, CorruptBlob.
         """
+
+
+async def one_by_one(
+    deed: Callable[[K], Awaitable[None]], wanted: Sequence[K], *, at_once: int
+) -> Failures[K]:
+    """Do ``deed`` for all, so many at a time; returns those that failed, and why."""
+    failures: Failures[K] = {}
+    waiting = iter(wanted)
+
+    async def work() -> None:
+        for each in waiting:
+            try:
+                await deed(each)
+            except (CafsError, OSError) as error:
+                failures[each] = error
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(at_once, len(wanted))):
+            nursery.start_soon(work)
+    return failures

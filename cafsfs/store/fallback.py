@@ -10,10 +10,18 @@ import trio
 
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError, CorruptBlob, Unavailable
-from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+from cafsfs.store.contracts import (
+    BlobStat,
+    ContentSink,
+    ContentSource,
+    ContentStore,
+    Failures,
+    Wanted,
+)
 
 log = logging.getLogger(__name__)
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 _SHUNNED_FOR = 10.0  # seconds
@@ -56,6 +64,18 @@ class FallbackStore(ContentStore):
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         return await self._first(lambda store: store.pull(digest, sink))
 
+    async def stat_many(
+        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
+    ) -> Failures[Digest]:
+        return await self._first_for_each(lambda store, left: store.stat_many(left, told), digests)
+
+    async def pull_many(
+        self, wanted: Sequence[Wanted], *, at_once: int | None = None
+    ) -> Failures[Wanted]:
+        return await self._first_for_each(
+            lambda store, left: store.pull_many(left, at_once=at_once), wanted
+        )
+
     async def put(self, digest: Digest, source: ContentSource) -> None:
         await self._first(lambda store: store.put(digest, source), but=(CorruptBlob,))
 
@@ -82,6 +102,32 @@ class FallbackStore(ContentStore):
                 failure = _graver(failure, error)
         raise failure or absent or AssertionError("a FallbackStore has at least one store")
 
+    async def _first_for_each(
+        self,
+        operation: Callable[[ContentStore, Sequence[K]], Awaitable[Failures[K]]],
+        wanted: Sequence[K],
+    ) -> Failures[K]:
+        """Each store is asked for what those before it could not give."""
+        failures: Failures[K] = {}
+        left, order = wanted, self._in_order()
+        for store in order:
+            if not left:
+                break
+            found = await operation(store, left)
+            # A destination that fails is nobody's fault here: no other store is asked.
+            blamed = {each: error for each, error in found.items() if isinstance(error, CafsError)}
+            failures |= {each: _gravest(failures.get(each), found[each]) for each in found}
+            for each in set(left) - found.keys():
+                failures.pop(each, None)
+            reasons = [each for each in blamed.values() if not isinstance(each, BlobNotFound)]
+            for error in reasons:
+                self._note(store, error)
+            if store is not order[-1]:
+                for reason in dict.fromkeys(map(str, reasons)):
+                    log.warning("going on with the next server: %s", reason)
+            left = list(blamed)
+        return failures
+
     def _in_order(self) -> list[ContentStore]:
         """As given, but those last that have just kept somebody waiting in vain."""
         since = trio.current_time() - _SHUNNED_FOR
@@ -97,3 +143,12 @@ def _graver(first: CafsError | None, second: CafsError) -> CafsError:
     if first is None or (isinstance(first, Unavailable) and not isinstance(second, Unavailable)):
         return second
     return first
+
+
+def _gravest(first: CafsError | OSError | None, second: CafsError | OSError) -> CafsError | OSError:
+    """What to report of one blob: absent only if all have said so; a full disk before all else."""
+    if first is None or isinstance(first, BlobNotFound) or isinstance(second, OSError):
+        return second
+    if isinstance(second, BlobNotFound) or isinstance(first, OSError):
+        return first
+    return _graver(first, second)

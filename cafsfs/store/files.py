@@ -18,6 +18,8 @@ from cafsfs.packing import Hasher, hash_file
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 from cafsfs.store.pump import PIECE
 
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
 
 class FileSink:
     """Content written to a file that is open for writing; raises OSError.
@@ -114,10 +116,9 @@ async def pull_to_file(
 
     def prepare() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        return os.open(temporary, _NEW_FILE, 0o666)
 
-    start = os.fsdecode(os.fsencode(path.name)[:200])  # a file name has 255 bytes, not characters
-    temporary = path.parent / f".{start}.{secrets.token_hex(4)}.part"
+    temporary = _beside(os.fspath(path))
     try:
         descriptor = await trio.to_thread.run_sync(prepare, limiter=limiter)
         try:
@@ -128,11 +129,77 @@ async def pull_to_file(
             await trio.to_thread.run_sync(os.rename, temporary, path, limiter=limiter)
         except BaseException:
             with suppress(OSError):
-                temporary.unlink()
+                os.unlink(temporary)
             raise
     except OSError as error:
         raise StoreError(f"cannot write `{path}`: {error.strerror}") from error
     return stat
+
+
+class ReplacingFile:
+    """A Destination that puts a file in the place of ``path``; raises OSError.
+
+    Readers of ``path`` see the old file or all of the new one. Written to a temporary file beside
+    it, which is there from the first byte to the end only. Makes missing parent directories.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = os.fspath(path)
+        self._temporary = _beside(self._path)
+        self._descriptor: int | None = None
+        self._written = 0
+
+    def restart(self) -> None:
+        if self._descriptor is None:
+            self._descriptor = self._open()
+        elif self._written:
+            os.ftruncate(self._descriptor, 0)
+        self._written = 0
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._temporary, _NEW_FILE, 0o666)
+        except FileNotFoundError:  # looked at only then: most directories are there
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            return os.open(self._temporary, _NEW_FILE, 0o666)
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        if self._descriptor is None:
+            raise AssertionError("restart comes before the first byte")
+        left = memoryview(data)
+        while left:
+            count = os.pwrite(self._descriptor, left, self._written)
+            self._written += count
+            left = left[count:]
+
+    def commit(self, _stat: BlobStat, /) -> None:
+        if self._descriptor is None:
+            raise AssertionError("restart comes before the end")
+        descriptor, self._descriptor = self._descriptor, None
+        try:
+            os.close(descriptor)  # network filesystems tell here that their disk is full
+            os.rename(self._temporary, self._path)
+        except OSError:
+            self._remove()
+            raise
+
+    def abandon(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            with suppress(OSError):
+                os.close(descriptor)
+            self._remove()
+
+    def _remove(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._temporary)
+
+
+def _beside(path: str) -> str:
+    """A name for a temporary file in the directory of ``path``."""
+    directory, name = os.path.split(path)
+    start = os.fsdecode(os.fsencode(name)[:200])  # a file name has 255 bytes, not characters
+    return os.path.join(directory, f".{start}.{secrets.token_hex(4)}.part")
 
 
 async def copy_content(

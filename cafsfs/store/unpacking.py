@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import trio
 
 from cafsfs.digest import Digest
-from cafsfs.errors import CorruptBlob
+from cafsfs.errors import CafsError, CorruptBlob
 from cafsfs.packing import (
     HEADER_LENGTH,
     Compression,
@@ -24,8 +24,11 @@ from cafsfs.store.contracts import (
     ContentSink,
     ContentSource,
     ContentStore,
+    Failures,
     PackedBody,
+    PackedStat,
     PackedStore,
+    Wanted,
 )
 from cafsfs.store.pump import PIECE, pump
 
@@ -54,7 +57,16 @@ class UnpackingStore(ContentStore):
         return await self._packed.find_absent(digests)
 
     async def stat(self, digest: Digest) -> BlobStat:
-        packed = await self._packed.inspect(digest)
+        return self._read(await self._packed.inspect(digest))
+
+    async def stat_many(
+        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
+    ) -> Failures[Digest]:
+        return await self._packed.inspect_many(
+            digests, lambda digest, packed: told(digest, self._read(packed))
+        )
+
+    def _read(self, packed: PackedStat) -> BlobStat:
         header = packed.header
         return BlobStat(
             size=None if header is None else header.content_length_in(packed.length),
@@ -65,20 +77,63 @@ class UnpackingStore(ContentStore):
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         try:
-            return await self._pull(digest, sink)
-        except CorruptBlob as error:  # whose disk is it?
-            raise CorruptBlob(
-                f"{self._packed.name} has wrong bytes of {digest}: {error}"
-            ) from error
+            async with self._packed.fetch(digest) as body:
+                return await self._take(digest, sink, body)
+        except CorruptBlob as error:
+            raise self._accuse(digest, error) from error
 
-    async def _pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
-        async with self._packed.fetch(digest) as body:
-            unpacking = _Unpacking(digest, sink, body.length, self._limits)
-            in_thread = partial(trio.to_thread.run_sync, limiter=self._limiter)
-            await pump(body.readinto, partial(in_thread, unpacking.feed), length=body.length)
-            if not unpacking.finished:
-                await in_thread(unpacking.finish)
+    async def _take(self, digest: Digest, sink: ContentSink, body: PackedBody) -> BlobStat:
+        unpacking = _Unpacking(digest, sink, body.length, self._limits)
+        in_thread = partial(trio.to_thread.run_sync, limiter=self._limiter)
+        await pump(body.readinto, partial(in_thread, unpacking.feed), length=body.length)
+        if not unpacking.finished:
+            await in_thread(unpacking.finish)
         return unpacking.stat(self._packed.name)
+
+    def _accuse(self, digest: Digest, error: CorruptBlob) -> CorruptBlob:
+        """Whose disk is it?"""
+        return CorruptBlob(f"{self._packed.name} has wrong bytes of {digest}: {error}")
+
+    # --- batches; this store takes what its packed store fetches
+
+    async def pull_many(
+        self, wanted: Sequence[Wanted], *, at_once: int | None = None
+    ) -> Failures[Wanted]:
+        return await self._packed.fetch_many(wanted, self, at_once=at_once)
+
+    async def take(self, lot: Sequence[tuple[Wanted, memoryview]]) -> Failures[Wanted]:
+        """Unpack, verify, write and commit small blobs, all in one hop."""
+        return await trio.to_thread.run_sync(self._take_lot, lot, limiter=self._limiter)
+
+    def _take_lot(self, lot: Sequence[tuple[Wanted, memoryview]]) -> Failures[Wanted]:
+        failures: Failures[Wanted] = {}
+        for wanted, packed in lot:
+            digest, destination = wanted.digest, wanted.destination
+            try:
+                try:
+                    unpacking = _Unpacking(digest, destination, len(packed), self._limits)
+                    unpacking.feed(packed)
+                    destination.commit(unpacking.stat(self._packed.name))
+                except BaseException:
+                    destination.abandon()
+                    raise
+            except CorruptBlob as error:
+                failures[wanted] = self._accuse(digest, error)
+            except (CafsError, OSError) as error:
+                failures[wanted] = error
+        return failures
+
+    async def take_body(self, wanted: Wanted, body: PackedBody) -> None:
+        """Unpack, verify, write and commit one blob, in a hop a piece."""
+        destination = wanted.destination
+        try:
+            stat = await self._take(wanted.digest, destination, body)
+            await trio.to_thread.run_sync(destination.commit, stat, limiter=self._limiter)
+        except BaseException as error:
+            destination.abandon()
+            if isinstance(error, CorruptBlob):
+                raise self._accuse(wanted.digest, error) from error
+            raise
 
     async def put(self, digest: Digest, source: ContentSource) -> None:
         await self._packed.deposit(digest, partial(self._pack, digest, source))

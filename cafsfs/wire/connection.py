@@ -133,6 +133,11 @@ class Connection:
         )
 
     @property
+    def unread(self) -> int:
+        """Bytes of what was received last that are not yet looked at."""
+        return len(self._view)
+
+    @property
     def body_remaining(self) -> int:
         """Bytes of the peer's announced body that are still to come.
 

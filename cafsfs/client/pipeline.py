@@ -1,0 +1,295 @@
+"""Pull many blobs over few connections: commands go ahead of their answers, answers come in lots.
+
+A round trip, a task, a thread hop and a receive for each blob of 4 KiB cost several times what the
+blob itself costs. So each connection is sent a window of PULLs in one segment; whatever one receive
+brings is parsed in place, and all whole blobs in it, the *lot*, go to the taker in one hop.
+
+An error hits its own blob only. Where a connection fails, the blob that was due next bears it, as
+if it had been pulled alone; those behind it, which the server had hardly begun, are asked for again
+on another connection. Each failed connection so costs one blob, and the batch comes to its end.
+After wrong bytes nothing more that a connection says is believed, but for bodies that verify.
+Where no connection can be made, or a fresh one says nothing until its deadline, one more would cost
+the same time again: with the last connection's end all that is left fails.
+
+No PULL is preceded by SIZE, which would cost the server and us half as much again: only where an
+answer is late is its blob measured, to know whether the server may still be reading it from disk.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trio
+
+from cafsfs.client.connection import ServerConnection
+from cafsfs.client.pool import Pool
+from cafsfs.client.servers import Deadlines
+from cafsfs.digest import Digest
+from cafsfs.errors import (
+    BlobNotFound,
+    CafsError,
+    ConnectionBroken,
+    CorruptBlob,
+    ServerRefused,
+    TimedOut,
+)
+from cafsfs.store.contracts import Failures, PackedTaker, Wanted
+from cafsfs.wire import NEED_DATA, Absent, Data, EndOfBody, FileError, Pull, Take
+
+# Commands ahead of their answers, on one connection: 14 KB, which every receive buffer takes. So
+# our sends never wait for a server that itself waits for us to read.
+WINDOW = 256
+AHEAD = 4 << 20  # bytes of bodies that are asked for ahead, as far as their sizes can be guessed
+LARGE = 256 << 10  # bytes; a longer body is streamed, not taken whole
+_BUFFER = 2 * LARGE  # bytes of each connection; what one receive brings is one lot
+_GUESS = 4 << 10  # bytes; the length of a blob, before the first has come
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One server, as a pipeline needs it.
+
+    ``measure`` tells the packed length of a blob, in bytes, on a connection of its own.
+    """
+
+    name: str
+    pool: Pool
+    deadlines: Deadlines
+    measure: Callable[[Digest], Awaitable[int]]
+
+
+class Batch:
+    """What is to be pulled from one server, over several connections."""
+
+    def __init__(self, source: Source, wanted: Sequence[Wanted], taker: PackedTaker) -> None:
+        self.source = source
+        self.taker = taker
+        self.failures: Failures[Wanted] = {}
+        self._waiting = deque(wanted)
+        self._unsettled = len(wanted)
+        self._connections = 1
+        self._idle = trio.CancelScope()  # around those who wait for a connection
+        self._guess = float(_GUESS)
+        self._given_up: CafsError | None = None
+
+    async def run(self, connections: int) -> Failures[Wanted]:
+        """Pull all, over up to so many connections at once; returns what failed."""
+        self._connections = min(connections, len(self._waiting))
+        async with trio.open_nursery() as nursery:
+            self._idle = nursery.cancel_scope
+            for _ in range(self._connections):
+                nursery.start_soon(self._work)
+        for each in self._waiting:
+            assert self._given_up is not None
+            self.failures[each] = self._given_up
+        return self.failures
+
+    # --- decisions, none of them waits
+
+    def take(self, ahead: int) -> list[Wanted]:
+        """What a connection shall ask for next, with ``ahead`` blobs asked for already.
+
+        Half a window at a time, and the last blobs divided fairly.
+        """
+        window = max(2, min(WINDOW, int(AHEAD / self._guess)))
+        if ahead > window // 2:
+            return []
+        share = -(-len(self._waiting) // self._connections)
+        count = min(window - ahead, share)
+        return [self._waiting.popleft() for _ in range(count)]
+
+    def give_back(self, wanted: Iterable[Wanted]) -> None:
+        """They are to be asked for again."""
+        self._waiting.extendleft(reversed(list(wanted)))
+
+    def settle(self, count: int, failures: Failures[Wanted]) -> None:
+        """So many blobs are done with, these with errors."""
+        self.failures |= failures
+        self._unsettled -= count
+        if self._unsettled == 0:
+            self._idle.cancel()  # who still waits for a connection needs none
+
+    def saw(self, length: int) -> None:
+        """A body of ``length`` bytes was announced."""
+        self._guess += (length - self._guess) / 16
+
+    # --- one connection after another
+
+    async def _work(self) -> None:
+        while self._waiting:
+            try:
+                connection = await self.source.pool.acquire()
+            except CafsError as error:
+                self._given_up = error
+                return
+            try:
+                if not await self._use(connection):
+                    return
+            finally:
+                self.source.pool.release(connection)
+
+    async def _use(self, connection: ServerConnection) -> bool:
+        """Pull over ``connection`` until nothing waits; False if a further one is not worth it."""
+        stale = connection.uses > 0
+        conversation = Conversation(self, connection)
+        try:
+            await conversation.run()
+        except (CafsError, OSError) as error:
+            connection.close()
+            asked = conversation.asked
+            # An idle connection that the server had closed: no blob is to blame.
+            spared = stale and not conversation.heard and isinstance(error, ConnectionBroken)
+            if not spared and not conversation.doubtful:
+                self.settle(1, {asked.popleft(): error})
+            self.give_back(asked)
+            if isinstance(error, TimedOut) and not conversation.heard:
+                self._given_up = error
+                return False
+        except BaseException:
+            connection.close()
+            raise
+        return True
+
+
+class Conversation:
+    """PULLs and their answers on one connection."""
+
+    def __init__(self, batch: Batch, connection: ServerConnection) -> None:
+        self._batch = batch
+        self._connection = connection
+        self._deadlines = batch.source.deadlines
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._filled = 0
+        self._body: tuple[int, int] | None = None  # of a small blob: where it begins, and ends
+        self._lot: list[tuple[Wanted, memoryview | CafsError]] = []
+        self._since = trio.current_time()  # the end of the last answer
+        self.asked: deque[Wanted] = deque()  # the first is the next to be answered
+        self.heard = False  # anything at all
+        self.doubtful = False  # it has sent wrong bytes
+
+    async def run(self) -> None:
+        """Returns when nothing waits; raises what is wrong with the connection, or its next blob.
+
+        Then ``asked`` holds what was asked for in vain.
+        """
+        while True:
+            if more := self._batch.take(len(self.asked)):
+                self.asked += more
+                await self._connection.ask([Pull(each.digest) for each in more])
+            if not self.asked:
+                return
+            await self._receive()
+            await self._deal_with_answers()
+            self._make_room()
+
+    async def _receive(self) -> None:
+        free = self._buffer[self._filled :]
+        if self._body is None:
+            count = await self._await_answer(free)
+        else:
+            count = await self._connection.receive(free, self._deadlines.progress)
+        self._filled += count
+        self.heard = True
+
+    async def _await_answer(self, buffer: memoryview) -> int:
+        """All of an answer comes within its deadline, counted from the end of the one before."""
+        patience = self._deadlines.answer
+        try:
+            return await self._receive_by(buffer, self._since + patience)
+        except TimedOut:
+            pass
+        # Perhaps the server is still reading a large blob: only its length tells.
+        with suppress(CafsError):
+            length = await self._batch.source.measure(self.asked[0].digest)
+            patience = self._deadlines.for_pull(length)
+        try:
+            return await self._receive_by(buffer, self._since + patience)
+        except TimedOut:
+            name = self._batch.source.name
+            raise TimedOut(f"{name} gave no answer within {patience:g} s") from None
+
+    async def _receive_by(self, buffer: memoryview, due: float) -> int:
+        return await self._connection.receive(buffer, max(0.0, due - trio.current_time()))
+
+    async def _deal_with_answers(self) -> None:
+        """Parse all that was received."""
+        large: Take | None = None
+        broken: CafsError | None = None
+        while True:
+            try:
+                large = self._parse()
+            except CafsError as error:  # what came before it counts
+                broken = error
+            await self._hand_over()
+            if broken is not None:
+                raise broken
+            if large is None:
+                return
+            await self._batch.taker.take_body(self.asked[0], self._connection.body(large))
+            self.asked.popleft()
+            self._since = trio.current_time()
+            self._batch.settle(1, {})
+
+    def _parse(self) -> Take | None:
+        """Collect whole answers in the lot, until all is parsed (None) or a large body begins."""
+        connection, asked, lot = self._connection, self.asked, self._lot
+        while (event := connection.next_event()) is not NEED_DATA:
+            if isinstance(event, Take):
+                self._batch.saw(event.length)
+                if event.length > LARGE:
+                    return event
+                start = self._filled - connection.unread
+                self._body = (start, start + event.length)
+            elif isinstance(event, EndOfBody):
+                assert self._body is not None
+                start, end = self._body
+                self._body = None
+                lot.append((asked.popleft(), self._buffer[start:end]))
+            elif isinstance(event, Absent):
+                wanted = asked.popleft()
+                lot.append((wanted, BlobNotFound(wanted.digest)))
+            elif isinstance(event, FileError):
+                error = ServerRefused(f"{self._batch.source.name} answers ERIO")
+                lot.append((asked.popleft(), error))
+            elif not isinstance(event, Data):
+                raise connection.unexpected(event)
+            self._since = trio.current_time()
+        return None
+
+    async def _hand_over(self) -> None:
+        """Settle what the lot settles; raises CorruptBlob if the server has sent wrong bytes."""
+        if not self._lot:
+            return
+        lot, self._lot = self._lot, []
+        bodies = [(wanted, said) for wanted, said in lot if isinstance(said, memoryview)]
+        failures = await self._batch.taker.take(bodies) if bodies else {}
+        wrong: CorruptBlob | None = None
+        again: list[Wanted] = []
+        for wanted, said in lot:
+            if isinstance(said, memoryview):
+                error = failures.get(wanted)
+                if isinstance(error, CorruptBlob):
+                    wrong = error
+            elif wrong is None:
+                failures[wanted] = said
+            else:  # who says that it is absent?
+                again.append(wanted)
+        self._batch.settle(len(lot) - len(again), failures)
+        self._batch.give_back(again)
+        if wrong is not None:
+            self.doubtful = True
+            raise wrong
+
+    def _make_room(self) -> None:
+        """Move the beginning of an incomplete body to the front of the buffer."""
+        if self._body is None:
+            self._filled = 0
+            return
+        start, end = self._body
+        have = self._filled - start
+        self._buffer[:have] = self._buffer[start : self._filled]
+        self._body = (0, end - start)
+        self._filled = have

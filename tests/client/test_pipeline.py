@@ -1,0 +1,424 @@
+"""Many blobs over few connections: what goes ahead, and whom an error hits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from cafsfs.client import BatchError, CafsClient
+from cafsfs.client.connection import ServerConnection
+from cafsfs.client.pipeline import LARGE, WINDOW, Batch, Source
+from cafsfs.client.pool import Pool
+from cafsfs.client.remote import RemoteStore
+from cafsfs.client.servers import Deadlines, Server
+from cafsfs.digest import Digest
+from cafsfs.errors import (
+    BlobNotFound,
+    ConnectionBroken,
+    CorruptBlob,
+    RemoteProtocolError,
+    ServerRefused,
+    TimedOut,
+    Unreachable,
+)
+from cafsfs.store.contracts import BlobStat, Failures, PackedBody, Wanted
+from cafsfs.store.memory import MemoryPackedStore, MemorySink
+from cafsfs.store.unpacking import UnpackingStore
+from tests.bad_server import BadServer, Fault, Phase, bad_server, pack
+from tests.client.test_client import nowhere
+from tests.server.stand import digest_of, pull, take
+
+RESET = Fault(then="reset")
+STALL = Fault(then="stall")
+CONTENTS = [b"%d" % number * 100 for number in range(30)]
+
+
+class Kept(MemorySink):
+    """A destination in memory, that knows how it ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[str] = []
+
+    def commit(self, stat: BlobStat, /) -> None:
+        assert stat.size == len(self.content)
+        self.ended.append("committed")
+
+    def abandon(self) -> None:
+        self.ended.append("abandoned")
+
+
+def wanted_of(*contents: bytes) -> dict[Wanted, Kept]:
+    found = {}
+    for content in contents:
+        kept = Kept()
+        found[Wanted(digest_of(content), kept)] = kept
+    return found
+
+
+@asynccontextmanager
+async def remote_of(port: int, **options: Any) -> AsyncIterator[RemoteStore]:
+    remote = RemoteStore(Server("127.0.0.1", port), "/root", **options)
+    try:
+        yield remote
+    finally:
+        remote.close()
+
+
+async def pull_all(
+    server: BadServer, contents: Sequence[bytes] = CONTENTS, **options: Any
+) -> dict[bytes, BaseException | None]:
+    """Pull all, over one connection by default; what became of each. Checks every promise."""
+    options.setdefault("connections", 1)
+    wanted = wanted_of(*contents)
+    async with remote_of(server.port, **options) as remote:
+        store = UnpackingStore(remote, limiter=trio.CapacityLimiter(2))
+        failures = await store.pull_many(list(wanted))
+    for (each, kept), content in zip(wanted.items(), contents, strict=True):
+        if each in failures:
+            assert "committed" not in kept.ended
+        else:
+            assert kept.ended[-1] == "committed"
+            assert kept.content == content
+    return {content: failures.get(each) for each, content in zip(wanted, contents, strict=True)}
+
+
+def failed(found: dict[bytes, BaseException | None]) -> dict[bytes, type[BaseException]]:
+    return {content: type(error) for content, error in found.items() if error is not None}
+
+
+# --- all is well
+
+
+@pytest.mark.parametrize("how", ["none", "zstd", "zlib", "zstd-asyncio"])
+async def test_many_small_ones_and_large_ones_among_them(how: str) -> None:
+    random = Random(1)
+    lengths = [
+        0,
+        1,
+        LARGE - 16,
+        LARGE - 15,
+        3 << 20,
+        *(random.randrange(20_000) for _ in range(90)),
+    ]
+    contents = [random.randbytes(length // 2) + bytes(length - length // 2) for length in lengths]
+    random.shuffle(contents)
+    async with bad_server() as server:
+        for content in contents:
+            server.put(content, how)
+        assert failed(await pull_all(server, contents, connections=2)) == {}
+        assert (server.connections, server.commands) == (2, {"PULL": len(contents)})
+
+
+async def test_a_lot_is_bounded_and_bodies_survive_being_cut() -> None:
+    """Memory: a buffer a connection, whatever travels."""
+    sizes: list[int] = []
+
+    class Taker:
+        async def take(self, lot: Sequence[tuple[Wanted, memoryview]]) -> Failures[Wanted]:
+            sizes.append(sum(len(packed) for _, packed in lot))
+            for wanted, packed in lot:
+                assert digest_of(bytes(packed[16:])) == wanted.digest
+            return {}
+
+        async def take_body(self, wanted: Wanted, body: PackedBody) -> None:
+            raise AssertionError("all are small")
+
+    random = Random(2)
+    contents = [random.randbytes(random.randrange(150_000)) for _ in range(60)]
+    async with bad_server() as server, remote_of(server.port) as remote:
+        for content in contents:
+            server.put(content)
+        assert await remote.fetch_many(list(wanted_of(*contents)), Taker()) == {}
+        assert sum(sizes) == sum(map(len, contents)) + 16 * len(contents)
+        assert max(sizes) <= 2 * LARGE
+
+
+# --- the window
+
+Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+@asynccontextmanager
+async def greeting(handler: Handler) -> AsyncIterator[int]:
+    """A server that greets, then does as told; its port."""
+
+    async def greet(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"BLOBPUSH_SERVER_V001NONE")
+        heard = b""
+        while len(heard) < len(b"VERS001\x05/root"):
+            heard += await stream.receive_some(len(b"VERS001\x05/root") - len(heard))
+        with suppress(trio.BrokenResourceError):
+            await handler(stream)
+
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, greet, [listener])
+        yield listener.socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_window_goes_ahead_and_no_more() -> None:
+    heard = bytearray()
+    gate = trio.Event()
+    contents = [b"%d" % number for number in range(1000)]
+
+    async def answer(stream: trio.SocketStream) -> None:
+        answered = 0
+        async for data in stream:
+            heard.extend(data)
+            while gate.is_set() and len(heard) >= (answered + 1) * 54:
+                content = contents[answered]
+                packed = pack(content)
+                await stream.send_all(take(digest_of(content), len(packed)) + packed)
+                answered += 1
+            assert len(heard) // 54 - answered <= WINDOW
+
+    wanted = wanted_of(*contents)
+    async with greeting(answer) as port, remote_of(port, connections=1) as remote:
+        store = UnpackingStore(remote, limiter=trio.CapacityLimiter(2))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.pull_many, list(wanted))
+            while len(heard) < 54 * WINDOW:
+                await trio.lowlevel.checkpoint()
+            await wait_all_tasks_blocked(0.01)
+            assert heard == b"".join(pull(digest_of(each)) for each in contents[:WINDOW])
+            gate.set()
+            nursery.cancel_scope.cancel()
+    assert {tuple(kept.ended) for kept in wanted.values()} <= {(), ("committed",), ("abandoned",)}
+
+
+def batch_of(count: int) -> Batch:
+    async def measure(digest: Digest) -> int:
+        raise AssertionError(digest)
+
+    async def connect() -> ServerConnection:
+        raise AssertionError
+
+    pool = Pool(connect, limit=1)
+    source = Source(name="server", pool=pool, deadlines=Deadlines(), measure=measure)
+    store = UnpackingStore(MemoryPackedStore(), limiter=trio.CapacityLimiter(1))
+    return Batch(source, list(wanted_of(*(b"%d" % each for each in range(count)))), store)
+
+
+def test_half_a_window_is_asked_for_at_a_time() -> None:
+    batch = batch_of(1000)
+    assert len(batch.take(0)) == WINDOW
+    assert len(batch.take(WINDOW // 2 + 1)) == 0
+    assert len(batch.take(WINDOW // 2)) == WINDOW // 2
+
+
+def test_large_blobs_do_not_go_ahead_far() -> None:
+    """So that a connection which breaks was asked for little in vain, and others share the work."""
+    batch = batch_of(1000)
+    for _ in range(50):
+        batch.saw(1 << 20)
+    assert len(batch.take(0)) == 4
+    for _ in range(100):
+        batch.saw(1 << 30)
+    assert len(batch.take(0)) == 2  # the next is on its way while one is unpacked
+    for _ in range(300):
+        batch.saw(100)
+    assert len(batch.take(0)) == WINDOW
+
+
+# --- whom an error hits
+
+
+async def test_absent_ones_and_refused_ones() -> None:
+    async with bad_server() as server:
+        for content in CONTENTS[::2]:
+            server.put(content)
+        server.fault(Phase.PULL, Fault(instead=b"ERIO"), skip=9, times=2)
+        refused = dict.fromkeys(CONTENTS[9:11], ServerRefused)
+        expected = dict.fromkeys(CONTENTS[1::2], BlobNotFound) | refused
+        assert failed(await pull_all(server)) == expected
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("phase", "fault", "error"),
+    [
+        (Phase.PULL, RESET, ConnectionBroken),
+        (Phase.PULL, Fault(after=20, then="close"), ConnectionBroken),
+        (Phase.BODY, Fault(after=100, then="reset"), ConnectionBroken),
+        (Phase.PULL, Fault(instead=b"GARBAGE!"), RemoteProtocolError),
+        (Phase.PULL, Fault(instead=b"ERBD"), RemoteProtocolError),
+        (Phase.PULL, Fault(instead=b"HAVE"), RemoteProtocolError),
+        (Phase.PULL, Fault(spoil=30), RemoteProtocolError),
+        (Phase.PULL, STALL, TimedOut),
+        (Phase.BODY, Fault(after=100, then="stall"), TimedOut),
+        (Phase.BODY, Fault(spoil=40), CorruptBlob),
+        (Phase.BODY, Fault(spoil=0), CorruptBlob),
+        (Phase.PULL, Fault(lie=7), CorruptBlob),
+        (Phase.PULL, Fault(lie=-7), CorruptBlob),
+    ],
+)
+async def test_an_error_hits_its_own_blob_only(
+    jumping_clock: MockClock, phase: Phase, fault: Fault, error: type[Exception]
+) -> None:
+    async with bad_server() as server:
+        for content in CONTENTS:
+            server.put(content)
+        server.fault(phase, fault, skip=7, times=1)
+        assert failed(await pull_all(server)) == {CONTENTS[7]: error}
+        # At most one in its place, and one that asks why the answer is so late.
+        assert server.connections <= 2 + server.commands["SIZE"] <= 3
+
+
+async def test_a_large_one_that_breaks_hits_no_other(jumping_clock: MockClock) -> None:
+    large = Random(3).randbytes(2 << 20)
+    contents = [*CONTENTS[:5], large, *CONTENTS[5:]]
+    for fault, error in (
+        (Fault(after=1 << 20, then="reset"), ConnectionBroken),
+        (Fault(spoil=1 << 20), CorruptBlob),
+        (Fault(after=1 << 20, then="stall"), TimedOut),
+    ):
+        async with bad_server() as server:
+            for content in contents:
+                server.put(content)
+            server.fault(Phase.BODY, fault, skip=5, times=1)
+            assert failed(await pull_all(server, contents)) == {large: error}
+
+
+async def test_after_wrong_bytes_nobody_is_taken_for_absent() -> None:
+    """What a server says that is out of step means nothing."""
+    packed = pack(CONTENTS[0])
+
+    async def answer(stream: trio.SocketStream) -> None:
+        heard = bytearray()
+        async for data in stream:
+            heard.extend(data)
+            while len(heard) >= 54:
+                digest = Digest(bytes(heard[10:42]))
+                del heard[:54]
+                if digest == digest_of(CONTENTS[1]):
+                    await stream.send_all(b"NONE")
+                else:
+                    spoilt = packed if digest == digest_of(CONTENTS[0]) else b"?"
+                    await stream.send_all(take(digest, len(spoilt)) + spoilt)
+
+    wanted = wanted_of(CONTENTS[2], CONTENTS[1], CONTENTS[0])
+    async with greeting(answer) as port, remote_of(port, connections=1) as remote:
+        store = UnpackingStore(remote, limiter=trio.CapacityLimiter(2))
+        failures = await store.pull_many(list(wanted))
+    wrong, absent, right = wanted
+    assert [type(failures.get(each)) for each in (wrong, absent, right)] == [
+        CorruptBlob,
+        BlobNotFound,  # said anew by a connection that has not lied
+        type(None),
+    ]
+
+
+async def test_a_full_disk_hits_its_own_blob_only() -> None:
+    class Full(Kept):
+        def write(self, data: bytes | memoryview, /) -> None:
+            raise OSError(28, "No space left on device")
+
+    async with bad_server() as server:
+        for content in CONTENTS:
+            server.put(content)
+        wanted = list(wanted_of(*CONTENTS))
+        full = Full()
+        wanted[4] = Wanted(wanted[4].digest, full)
+        async with remote_of(server.port, connections=1) as remote:
+            store = UnpackingStore(remote, limiter=trio.CapacityLimiter(2))
+            failures = await store.pull_many(wanted)
+        assert [type(error) for error in failures.values()] == [OSError]
+        assert (list(failures), full.ended) == ([wanted[4]], ["abandoned"])
+        assert server.connections == 1
+
+
+# --- connections
+
+
+async def test_a_restarted_server_is_not_noticed(tmp_path: Path) -> None:
+    async with bad_server() as server:
+        blobs = [(server.put(each), tmp_path / each[:4].decode()) for each in CONTENTS]
+        async with CafsClient("/root", [server.address], connections_per_server=2) as client:
+            await client.pull_batch(blobs, retry=False)
+            for reset in (False, True):
+                await server.hang_up(reset=reset)
+                await client.pull_batch(blobs, retry=False)
+        assert server.connections == 6
+
+
+async def test_nobody_there_fails_all_at_once() -> None:
+    _, port = nowhere().split(":")
+    wanted = list(wanted_of(*CONTENTS))
+    async with remote_of(int(port), connections=2) as remote:
+        store = UnpackingStore(remote, limiter=trio.CapacityLimiter(2))
+        failures = await store.pull_many(wanted)
+    assert failures.keys() == set(wanted)
+    assert {type(error) for error in failures.values()} == {Unreachable}
+
+
+async def test_a_server_that_says_nothing_is_waited_for_once(jumping_clock: MockClock) -> None:
+    async with bad_server() as server:
+        for content in CONTENTS:
+            server.put(content)
+        server.fault(Phase.PULL, STALL)
+        began = trio.current_time()
+        found = await pull_all(server, connections=2)
+        assert failed(found) == dict.fromkeys(CONTENTS, TimedOut)
+        assert trio.current_time() - began < 40
+
+
+async def test_a_server_that_may_be_reading_from_disk_is_waited_for(
+    jumping_clock: MockClock,
+) -> None:
+    deadlines = Deadlines(answer=10.0, disk_rate=100.0)
+    content = bytes(1000)
+    async with bad_server() as server:
+        server.put(content)
+        for seconds, error in ((15.0, {}), (30.0, {content: TimedOut})):
+            server.fault(Phase.PULL, Fault(drip=(40, seconds)), times=1)  # twice so long
+            assert failed(await pull_all(server, [content], deadlines=deadlines)) == error
+
+
+async def test_batches_share_the_places_of_a_pool(tmp_path: Path) -> None:
+    """One that is done does not wait for a connection that it no longer needs."""
+    async with bad_server() as server:
+        for content in CONTENTS:
+            server.put(content)
+        server.fault(Phase.SIZE, STALL, times=1)
+        async with remote_of(server.port, connections=2) as remote:
+            store = UnpackingStore(remote, limiter=trio.CapacityLimiter(2))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(remote.inspect, digest_of(CONTENTS[0]))
+                await wait_all_tasks_blocked(0.01)
+                with trio.fail_after(5):
+                    assert await store.pull_many(list(wanted_of(*CONTENTS))) == {}
+                nursery.cancel_scope.cancel()
+
+
+async def test_leftovers_go_to_the_next_server(
+    tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("WARNING cafsfs.store.fallback: going on with the next server")
+    async with bad_server() as first, bad_server() as second:
+        for content in CONTENTS:
+            first.put(content)
+            second.put(content)
+        first.blobs.pop(digest_of(CONTENTS[1]).raw)
+        first.have(digest_of(CONTENTS[2]).hex, pack(b"wrong"))
+        for server in (first, second):
+            server.blobs.pop(digest_of(CONTENTS[3]).raw)
+        blobs = [(digest_of(each), tmp_path / digest_of(each).hex) for each in CONTENTS]
+        async with CafsClient("/root", [first.address, second.address]) as client:
+            with pytest.raises(BatchError) as caught:
+                await client.pull_batch(blobs)
+        assert {k: type(v) for k, v in caught.value.failures.items()} == {
+            digest_of(CONTENTS[3]).hex: BlobNotFound
+        }
+        assert len(os.listdir(tmp_path)) == len(CONTENTS) - 1
+        assert second.commands["PULL"] == 3
