@@ -176,12 +176,18 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
     ):
         upstream = with_seed(network, plan.cache)
         store = ReadCachingStore(
-            cache, upstream, nursery, finish_pulls=plan.mount.finish_pulls, metrics=metrics
+            cache,
+            upstream,
+            nursery,
+            finish_pulls=plan.mount.finish_pulls,
+            verify_first=plan.mount.verify_first,
+            metrics=metrics,
         )
         status = _Status(plan, metrics, store, network)
         filesystem = FileSystem(store, _vfs_options(plan), status.files, metrics)
         cache.on_change = filesystem.blocks_changed
         store.on_size_changed = filesystem.size_is_wrong
+        store.on_unverified = filesystem.content_is_unverified
         session = Session(filesystem, plan.point, _fuse_options(plan), metrics)
         status.kernel = lambda: session.kernel_settings
         status.filesystem = filesystem.state

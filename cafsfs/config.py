@@ -97,6 +97,16 @@ def parse_seconds(text: str) -> float:
     return value
 
 
+def parse_verify_first(text: str) -> int | None:
+    """A size, or None for ``always``."""
+    if text.strip().lower() == "always":
+        return None
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or `always`") from None
+
+
 def parse_count(text: str) -> int:
     """A whole number from 1 on."""
     if not _COUNT.fullmatch(text) or int(text) == 0:
@@ -254,6 +264,11 @@ class MountOptions:
     )
     read_timeout: float = option(
         parse_seconds, "seconds that a read may wait without progress", default=lambda: 30.0
+    )
+    verify_first: int | None = option(
+        parse_verify_first,
+        "size up to which a blob is verified before its first byte is read; or always",
+        default=lambda: 64 << 20,
     )
     finish_pulls: bool = option(
         parse_bool, "finish a pull when its last reader has left", default=lambda: False

@@ -25,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _METAVARS = {
     "parse_size": "SIZE",
     "parse_amount": "SIZE|N%",
+    "parse_verify_first": "SIZE|always",
     "parse_age": "AGE",
     "parse_seconds": "SECONDS",
     "parse_count": "N",

@@ -36,6 +36,7 @@ _READ_AHEAD = 1024  # KiB; the kernel's own is 128, so a request is that large a
 _MESSAGE = 1 << 16  # bytes; INIT and its answer have about 100
 # What a lookup may wait for the network where lookups run one at a time.
 _HURRIED_LOOKUP = 1.0  # seconds
+_DROPPERS = 8  # threads
 _NUDGE = 0.05  # seconds between attempts to end pyfuse3's first loop
 
 
@@ -59,6 +60,8 @@ class Session:
         self._minor: int | None = None
         self._served = False
         self._invalidator = trio.CapacityLimiter(1)
+        # Apart from the other: what drops pages waits for each that is being read.
+        self._dropper = trio.CapacityLimiter(_DROPPERS)
         self._mounter = trio.CapacityLimiter(1)
         self.patched = False
 
@@ -182,7 +185,14 @@ class Session:
             if self._running:
                 nursery.start_soon(self._invalidate, inode)
 
+        def on_spoilt(inode: int) -> None:
+            if self._running:
+                nursery.start_soon(self._drop_pages, inode)
+            else:
+                self._filesystem.pages_dropped(inode)
+
         self._filesystem.on_stale = on_stale
+        self._filesystem.on_spoilt = on_spoilt
 
     async def _invalidate(self, inode: int) -> None:
         """Tell the kernel to ask again for attributes; in a thread, for it takes kernel locks.
@@ -190,13 +200,14 @@ class Session:
         Attributes only: dropping pages while a READ of that inode waits deadlocks the daemon in
         the kernel (tried).
         """
+        await trio.to_thread.run_sync(_forget, inode, True, limiter=self._invalidator)
 
-        def invalidate() -> None:
-            # The kernel may have forgotten the inode, or the whole connection may be gone.
-            with contextlib.suppress(OSError):
-                pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
-
-        await trio.to_thread.run_sync(invalidate, limiter=self._invalidator)
+    async def _drop_pages(self, inode: int) -> None:
+        """Have the kernel forget what it has of a file; no READ of it waits, for all fail."""
+        try:
+            await trio.to_thread.run_sync(_forget, inode, False, limiter=self._dropper)
+        finally:
+            self._filesystem.pages_dropped(inode)
 
     async def _detach(self) -> None:
         """Unmount what is still there and is ours; by its minor number, never by a look at it."""
@@ -209,6 +220,12 @@ class Session:
             )
         except CafsError as error:
             log.warning("%s", error)
+
+
+def _forget(inode: int, attributes_only: bool) -> None:
+    # The kernel may have forgotten the inode, or the whole connection may be gone.
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=attributes_only)
 
 
 async def _answer_to_init(ours: socket.socket, number: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 _SHUNNED_FOR = 10.0  # seconds
+_REMEMBERED = 10_000  # blobs of which a store had wrong bytes
 
 
 class FallbackStore(ContentStore):
@@ -34,7 +36,8 @@ class FallbackStore(ContentStore):
     another may have the right bytes. Only wrong content to ``put`` is wrong everywhere. A blob is
     absent only when all stores have said so; if one of them failed, its error is raised instead,
     for it might have had the blob. A store that could not be reached, or was too slow, is asked
-    last for ten seconds: else each new blob would wait for it anew.
+    last for ten seconds: else each new blob would wait for it anew. One that had wrong bytes of a
+    blob is asked last for that blob from then on: who reads it while it comes would see them again.
     """
 
     def __init__(self, stores: Sequence[ContentStore]) -> None:
@@ -42,6 +45,7 @@ class FallbackStore(ContentStore):
             raise ValueError("a FallbackStore needs at least one store")
         self._stores = tuple(stores)
         self._failed_at: dict[ContentStore, float] = {}
+        self._wrong: OrderedDict[tuple[ContentStore, Digest], None] = OrderedDict()
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         missing = set(digests)
@@ -52,17 +56,17 @@ class FallbackStore(ContentStore):
             try:
                 missing &= await store.find_missing(missing)
             except CafsError as error:
-                self._note(store, error)
+                self._note(store, error, None)
                 failure = _graver(failure, error)
         if missing and failure is not None:
             raise failure
         return missing
 
     async def stat(self, digest: Digest) -> BlobStat:
-        return await self._first(lambda store: store.stat(digest))
+        return await self._first(digest, lambda store: store.stat(digest))
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
-        return await self._first(lambda store: store.pull(digest, sink))
+        return await self._first(digest, lambda store: store.pull(digest, sink))
 
     async def stat_many(
         self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
@@ -77,17 +81,18 @@ class FallbackStore(ContentStore):
         )
 
     async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._first(lambda store: store.put(digest, source), but=(CorruptBlob,))
+        await self._first(digest, lambda store: store.put(digest, source), but=(CorruptBlob,))
 
     async def _first(
         self,
+        digest: Digest,
         operation: Callable[[ContentStore], Awaitable[T]],
         *,
         but: tuple[type[CafsError], ...] = (),
     ) -> T:
         absent: BlobNotFound | None = None
         failure: CafsError | None = None
-        order = self._in_order()
+        order = self._in_order(digest)
         for store in order:
             try:
                 return await operation(store)
@@ -96,7 +101,7 @@ class FallbackStore(ContentStore):
             except BlobNotFound as error:
                 absent = error
             except CafsError as error:
-                self._note(store, error)
+                self._note(store, error, digest)
                 if store is not order[-1]:
                     log.warning("going on with the next server: %s", error)
                 failure = _graver(failure, error)
@@ -121,21 +126,30 @@ class FallbackStore(ContentStore):
                 failures.pop(each, None)
             reasons = [each for each in blamed.values() if not isinstance(each, BlobNotFound)]
             for error in reasons:
-                self._note(store, error)
+                self._note(store, error, None)
             if store is not order[-1]:
                 for reason in dict.fromkeys(map(str, reasons)):
                     log.warning("going on with the next server: %s", reason)
             left = list(blamed)
         return failures
 
-    def _in_order(self) -> list[ContentStore]:
-        """As given, but those last that have just kept somebody waiting in vain."""
+    def _in_order(self, digest: Digest | None = None) -> list[ContentStore]:
+        """As given, but those last that have just kept somebody waiting in vain, or were wrong."""
         since = trio.current_time() - _SHUNNED_FOR
-        return sorted(self._stores, key=lambda each: self._failed_at.get(each, since) > since)
 
-    def _note(self, store: ContentStore, error: CafsError) -> None:
+        def rank(store: ContentStore) -> tuple[bool, bool]:
+            wrong = digest is not None and (store, digest) in self._wrong
+            return wrong, self._failed_at.get(store, since) > since
+
+        return sorted(self._stores, key=rank)
+
+    def _note(self, store: ContentStore, error: CafsError, digest: Digest | None) -> None:
         if isinstance(error, Unavailable):
             self._failed_at[store] = trio.current_time()
+        elif isinstance(error, CorruptBlob) and digest is not None:
+            self._wrong[store, digest] = None
+            if len(self._wrong) > _REMEMBERED:
+                self._wrong.popitem(last=False)
 
 
 def _graver(first: CafsError | None, second: CafsError) -> CafsError:

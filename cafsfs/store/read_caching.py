@@ -2,17 +2,20 @@
 
 The whole way of a read: ``fuse/operations.py`` → ``vfs/filesystem.py`` → ``OpenBlob.read`` here →
 ``CachedFile.read`` in ``cache/``; and while the blob is not there yet, ``_load`` here →
-``upstream.pull`` (retrying, fallback, unpacking, remote) → a partial file of the cache.
+``upstream.pull`` (retrying, fallback, unpacking, remote) → a partial file of the cache, from which
+large blobs are read as they come (``cache/progress.py``).
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial as bind
 
 import trio
 
@@ -22,7 +25,8 @@ from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
 from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.disk_cache import CacheUsage, DiskCache, Listed, Looked
-from cafsfs.store.cache.partials import FULL, Partial, Progress
+from cafsfs.store.cache.partials import FULL, Partial
+from cafsfs.store.cache.progress import Contradiction, Progress
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 
 log = logging.getLogger(__name__)
@@ -32,6 +36,9 @@ _MENDS = 3  # times that a read has a blob pulled anew, which somebody spoils ag
 _SOON_HASHED = 64 << 20  # bytes: 20 ms from memory, and less than a second from most disks
 _OPEN_FOLLOWS = 2.0  # seconds from a lookup to the open that it was for, mostly
 _GLANCES = 10  # looks at the progress of a pull in the time that a reader waits without any
+# Of a blob that is read while it comes, this end is shown only when the hash is verified: who reads
+# wrong bytes gets to no end of file. A request of the kernel's is that large by default.
+_HELD_BACK = 128 << 10  # bytes
 
 
 @dataclass(slots=True)
@@ -74,14 +81,13 @@ class OpenBlob:
         self._stuck_at: int | None = None
         self.users = 0
         self.retired: list[CachedFile] = []  # found wrong; others may be reading from them yet
-        self.settled = trio.Event()
         self.state: _Pulling | _Ready | _Failed = _Pulling()
 
     def __repr__(self) -> str:
         return f"<OpenBlob {self.digest!r} users={self.users} {type(self.state).__name__[1:]}>"
 
-    async def wait(self, patience: float) -> CachedFile:
-        """The content, as soon as it is there and verified.
+    async def wait(self, patience: float, *, end: int | None = None) -> CachedFile:
+        """The content, as soon as it is verified, or as soon as all up to ``end`` may be seen.
 
         Raises what the pull raised, or TimedOut after ``patience`` seconds (and up to a tenth
         more) without progress of the pull, or a tenth of that where somebody has waited in vain
@@ -90,7 +96,11 @@ class OpenBlob:
         stuck_at = self._stuck_at  # where somebody before us has given up
         seen: int | None = None
         glances = 0
-        while not self.settled.is_set():
+        while isinstance(self.state, _Pulling):
+            pulling = self.state
+            file = None if end is None else pulling.progress.look(end)
+            if file is not None:
+                return file
             progress = self._progress()
             glances = glances + 1 if progress == seen else 0
             seen = progress
@@ -99,32 +109,31 @@ class OpenBlob:
                 self._stuck_at = progress
                 raise TimedOut(f"the pull of {self.digest} has not moved for {patience:g} s")
             with trio.move_on_after(patience / _GLANCES):
-                await self.settled.wait()
+                await pulling.progress.news(end)
         match self.state:
             case _Ready(file):
                 return file
             case _Failed(error):
                 # A fresh traceback: each of many readers would add its own to it.
                 raise error.with_traceback(None)
-            case _Pulling():
-                raise AssertionError("settled, but still being pulled")
 
     async def read(self, offset: int, length: int, *, patience: float) -> bytes | bytearray:
         """min(length, size − offset) bytes, or an error: never less; raises as ``wait``.
 
         A cached file that was changed by somebody else, or cannot be read, is pulled again.
         """
+        end = offset + length
         match self.state:
             case _Ready(file):
                 pass
             case _:
-                file = await self.wait(patience)
+                file = await self.wait(patience, end=end)
         for _ in range(_MENDS):
             try:
                 return await file.read(offset, length)
             except (CorruptBlob, StoreError) as error:
                 self._mend(self, file, error)
-            file = await self.wait(patience)
+            file = await self.wait(patience, end=end)
         return await file.read(offset, length)
 
     def _progress(self) -> int:
@@ -147,9 +156,13 @@ class _Inquiry:
 class ReadCachingStore(ContentStore):
     """``cache`` in front of ``upstream``. Pulls and inquiries run as tasks of ``nursery``.
 
-    With ``finish_pulls`` a pull goes on when its last reader leaves.
+    With ``finish_pulls`` a pull goes on when its last reader leaves. Blobs of more than
+    ``verify_first`` bytes are read while they come (None: no blob is), all but their last 128 KiB,
+    which are shown when the hash is verified.
 
-    ``on_size_changed(digest)`` is called when a size that was given out proves wrong.
+    ``on_size_changed(digest)`` is called when a size that was given out proves wrong;
+    ``on_unverified(digest)`` when readers have seen content that will not be verified any more, by
+    then every read of it fails.
     """
 
     def __init__(
@@ -159,10 +172,12 @@ class ReadCachingStore(ContentStore):
         nursery: trio.Nursery,
         *,
         finish_pulls: bool = False,
+        verify_first: int | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._cache = cache
         self._finish_pulls = finish_pulls
+        self._verify_first = verify_first
         self._upstream = upstream
         self._nursery = nursery
         self._metrics = metrics or Metrics()
@@ -171,6 +186,7 @@ class ReadCachingStore(ContentStore):
         self._inquiries: dict[Digest, _Inquiry] = {}
         self._told: OrderedDict[Digest, BlobStat] = OrderedDict()  # what servers said, or pulls
         self.on_size_changed: Callable[[Digest], None] = lambda _: None
+        self.on_unverified: Callable[[Digest], None] = lambda _: None
 
     # --- from memory, never waiting
 
@@ -306,8 +322,9 @@ class ReadCachingStore(ContentStore):
         match blob.state:
             case _Pulling() if self._finish_pulls or self._cache.is_wanted(blob.digest):
                 return  # ``_settle`` sees that nobody is left
-            case _Pulling(scope):
-                scope.cancel()
+            case _Pulling() as pulling:
+                pulling.scope.cancel()
+                self._note_seen(blob, pulling)
             case _Ready(file):
                 file.close()
             case _Failed():
@@ -335,6 +352,9 @@ class ReadCachingStore(ContentStore):
 
     def _pull_anew(self, blob: OpenBlob, file: CachedFile, error: CafsError) -> None:
         """A cached file has proved wrong: bring the blob once more, for all its readers."""
+        if isinstance(blob.state, _Pulling) and file in blob.state.progress.files:
+            blob.state.progress.stop_streaming()
+            return
         if blob.state != _Ready(file):
             return  # somebody else was quicker
         unreadable = False
@@ -346,7 +366,6 @@ class ReadCachingStore(ContentStore):
         blob.retired.append(file)
         # What was only changed is hashed again: somebody may have done no more than touch it.
         blob.state = _Pulling(anew=unreadable)
-        blob.settled = trio.Event()
         self._nursery.start_soon(self._load, blob)
 
     def fail_all(self, error: CafsError) -> None:
@@ -367,13 +386,14 @@ class ReadCachingStore(ContentStore):
         outcome: _Ready | _Failed = _Failed(Unavailable(f"the pull of {blob.digest} was stopped"))
         try:
             with pulling.scope:
-                outcome = _Ready(await self._bring(blob.digest, pulling))
+                outcome = _Ready(await self._bring_agreeing(blob.digest, pulling))
         except CafsError as error:
             outcome = _Failed(error)
         except Exception as error:
             log.exception("pulling %s failed", blob.digest)
             outcome = _Failed(StoreError(f"pulling {blob.digest} failed: {error}"))
         finally:  # also if the nursery is cancelled: nobody waits for what never comes
+            blob.retired += pulling.progress.files
             self._settle(blob, outcome)
 
     def _settle(self, blob: OpenBlob, outcome: _Ready | _Failed) -> None:
@@ -381,11 +401,32 @@ class ReadCachingStore(ContentStore):
         if isinstance(pulling, _Pulling):
             self._pieces += 1 + pulling.progress.count
             blob.state = outcome
-            blob.settled.set()
+            pulling.progress.wake()
+            if isinstance(outcome, _Failed):
+                self._note_seen(blob, pulling)
         if isinstance(outcome, _Failed) or not blob.users:
             self._take_out(blob)
         if isinstance(outcome, _Ready) and not (blob.users and blob.state is outcome):
             outcome.file.close()  # all readers have left meanwhile, or were told otherwise
+
+    def _note_seen(self, blob: OpenBlob, pulling: _Pulling) -> None:
+        if pulling.progress.take_seen():
+            self.on_unverified(blob.digest)
+
+    async def _bring_agreeing(self, digest: Digest, pulling: _Pulling) -> CachedFile:
+        """The content, which is what readers have seen of it while it came."""
+        try:
+            file = await self._bring(digest, pulling)
+            try:
+                await self._cache.check_seen(file, pulling.progress)
+            except BaseException:
+                file.close()
+                raise
+        except Contradiction as error:
+            raise CorruptBlob(
+                f"{digest} comes otherwise than readers have seen it, {error}: servers disagree"
+            ) from error
+        return file
 
     async def _bring(self, digest: Digest, pulling: _Pulling) -> CachedFile:
         """The content, from the cache or into it; a cache may fail, a read may not for that."""
@@ -422,6 +463,10 @@ class ReadCachingStore(ContentStore):
     async def _pull(self, digest: Digest, pulling: _Pulling) -> CachedFile:
         told = self._told.get(digest)
         expected = None if told is None else told.size
+        verify_first = math.inf if self._verify_first is None else self._verify_first
+        if expected is not None and expected > verify_first:
+            opened = bind(self._cache.reader, size=expected)
+            pulling.progress.stream(expected - _HELD_BACK, opened)
         claimed = await self._cache.claim(digest, expected=expected, progress=pulling.progress)
         if isinstance(claimed, CachedFile):
             self._metrics.cache_hits += 1
@@ -436,7 +481,7 @@ class ReadCachingStore(ContentStore):
         try:
             try:
                 stat = await self._upstream.pull(digest, partial)
-            except CorruptBlob:
+            except (CorruptBlob, Contradiction):
                 # Its length may have been given out on the word of whoever sent the wrong bytes.
                 self._retract(digest)
                 raise

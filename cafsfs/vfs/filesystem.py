@@ -93,7 +93,10 @@ class FileSystem:
     """The tree of one mount over one store.
 
     ``control`` maps the names below ``.cafsfs/`` to functions that render their content.
-    ``on_stale(inode)`` is called when attributes that the kernel holds are no longer true.
+    ``on_stale(inode)`` is called when attributes that the kernel holds are no longer true;
+    ``on_spoilt(inode)`` when it may hold content that was never verified: it is to be dropped, and
+    ``pages_dropped`` to be called then. Until that the file cannot be opened, and all who have it
+    open are answered with an error at once.
     """
 
     def __init__(
@@ -119,7 +122,9 @@ class FileSystem:
         self._handles: dict[int, _OpenFile | _OpenControl | _OpenDirectory] = {}
         self._last_handle = 0
         self._ending: CafsError | None = None  # why nothing may wait any more
+        self._dropping: dict[int, trio.Event] = {}
         self.on_stale: Callable[[int], None] = lambda _: None
+        self.on_spoilt: Callable[[int], None] = self.pages_dropped
 
     def hurry_lookups(self, deadline: float) -> None:
         """Let lookups wait ``deadline`` seconds at most, where they hinder each other."""
@@ -191,6 +196,17 @@ class FileSystem:
         if node is not None:
             self.on_stale(node.inode)
 
+    def content_is_unverified(self, digest: Digest) -> None:
+        """Readers have seen content that nobody will vouch for: the kernel has to forget it."""
+        node = self._blobs.find(digest)
+        if node is not None and self._ending is None and node.inode not in self._dropping:
+            self._dropping[node.inode] = trio.Event()
+            self.on_spoilt(node.inode)
+
+    def pages_dropped(self, inode: int) -> None:
+        """The kernel has no content of it any more."""
+        self._dropping.pop(inode).set()
+
     async def getxattr(self, inode: int, name: bytes) -> bytes | None:
         """The value of a ``user.cafs.*`` attribute of a blob, or None if there is none.
 
@@ -232,6 +248,7 @@ class FileSystem:
         match node:
             case BlobNode(digest):
                 self._metrics.opens += 1
+                await self._forgotten(inode)
                 self._check_not_ending()
                 return self._handle(_OpenFile(self._store.open(digest), node)), True
             case ControlFile(name):
@@ -356,6 +373,15 @@ class FileSystem:
         told = node.size
         self.size_is_wrong(node.digest)
         raise CorruptBlob(f"{node.digest} has {count} bytes at {offset}, and {told} in all")
+
+    async def _forgotten(self, inode: int) -> None:
+        """Return when the kernel has no unverified content of a file."""
+        dropping = self._dropping.get(inode)
+        if dropping is not None:
+            with trio.move_on_after(self._lookup_deadline):
+                await dropping.wait()
+                return
+            raise TimedOut("the kernel does not forget what it has of a blob that failed")
 
     async def _size(self, digest: Digest) -> int:
         self._check_not_ending()

@@ -26,7 +26,8 @@ from cafsfs.errors import (
 from cafsfs.metrics import Metrics
 from cafsfs.packing import hash_bytes
 from cafsfs.store.cache.disk_cache import DiskCache
-from cafsfs.store.cache.partials import Partial, Progress
+from cafsfs.store.cache.partials import Partial
+from cafsfs.store.cache.progress import Progress
 from cafsfs.store.contracts import BlobStat, ContentSink
 from cafsfs.store.local_root import blob_path
 from cafsfs.store.memory import MemorySource

@@ -48,6 +48,10 @@ class CachedFile:
         self._stamp = stamp
         self._on_close = on_close
 
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._descriptor
+
     def close(self) -> None:
         """To be called when no read is under way: its descriptor may be another file's then."""
         self._on_close()

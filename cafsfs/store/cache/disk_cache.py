@@ -47,11 +47,11 @@ from cafsfs.store.cache.partials import (
     ROOMS,
     Following,
     Partial,
-    Progress,
     Shelter,
     Verdict,
 )
 from cafsfs.store.cache.premises import Premises
+from cafsfs.store.cache.progress import Progress
 from cafsfs.store.cache.trouble import Trouble
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 from cafsfs.store.files import copy_content
@@ -442,8 +442,21 @@ class DiskCache(ContentStore):
 
         Returns the open blob, or a sink for its content, to be committed or discarded. Where the
         cache cannot be written to, the sink is private. ``expected`` is the size if it is known.
+        Raises OSError where the sink cannot hold what readers have seen by ``progress``.
         """
         progress = progress or Progress()
+        claimed = await self._claim(digest, expected, progress)
+        if progress.seen and isinstance(claimed, Partial):
+            try:
+                await trio.to_thread.run_sync(claimed.recall, limiter=self._limiter)
+            except BaseException:
+                await self.discard(claimed)
+                raise
+        return claimed
+
+    async def _claim(
+        self, digest: Digest, expected: int | None, progress: Progress
+    ) -> Partial | CachedFile:
         anew = False
         while not self._trouble.bypassed:
             try:
@@ -550,6 +563,16 @@ class DiskCache(ContentStore):
             raise StoreError(f"cannot write the cache: {error.strerror}") from error
         finally:
             await self.discard(claimed)
+
+    def reader(self, descriptor: int, size: int) -> CachedFile:
+        """A file to read content from that is not complete yet; it will have ``size`` bytes."""
+        return CachedFile(descriptor, size, self._limiter, inline=self._inline)
+
+    async def check_seen(self, file: CachedFile, progress: Progress) -> None:
+        """Raise Contradiction if ``file`` is not what readers have seen; OSError, StoreError."""
+        if progress.seen and not progress.is_shown(file.fileno()):
+            compare = bind(progress.compare, file)
+            await trio.to_thread.run_sync(compare, limiter=self._limiter)
 
     # --- upkeep
 
@@ -694,15 +717,18 @@ class DiskCache(ContentStore):
 
     async def _watch(self, following: Following, progress: Progress) -> Verdict:
         pause, longest = _GLANCE
-        seen = -1
+        length = -1
         late = trio.current_time() + _STALLED
+        shown = progress.show(following.descriptor, holds=0)
         while True:
             verdict = await trio.to_thread.run_sync(following.look, limiter=self._watching)
             if verdict is not Verdict.MOVING or trio.current_time() > late:
                 return verdict
-            if following.progress != seen:
-                seen = following.progress
+            if following.length != length:
+                length = following.length
                 progress.count += 1
+                if shown:
+                    progress.advance(length)
                 late = trio.current_time() + _STALLED
             await trio.sleep(pause)
             pause = min(pause * 1.5, longest)

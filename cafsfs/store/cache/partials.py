@@ -10,6 +10,10 @@ waits. Neither kind of lock is lost by closing another descriptor of the file, a
 
 A file in ``partial/`` that nobody has locked is debris, or the beginning for who takes it over.
 
+Readers may see what is in the file before it is verified (``progress.py``), in all processes. So
+nothing that is in it is ever changed: a holder that is sent something else than is there begins a
+new file of that name, and the followers find theirs gone.
+
 A holder that finds the disk full, or sick, goes on in a private file, elsewhere and without a
 name: its readers are served, and nothing is cached.
 """
@@ -23,12 +27,12 @@ import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from threading import Lock
 
 from cafsfs.digest import Digest
+from cafsfs.store.cache.progress import Progress, copy
 from cafsfs.store.local_root import blob_path
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -43,13 +47,6 @@ _MEMORY_EACH = 32 << 20
 _WHOLE_FILE = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux (fcntl.h)
 # Without waiting for who writes to a FIFO.
 _TO_LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-
-
-@dataclass(slots=True)
-class Progress:
-    """Grows while content is on its way, or is being verified; to be read from any thread."""
-
-    count: int = 0
 
 
 class Verdict(Enum):
@@ -104,6 +101,8 @@ class Shelter:
 class Partial:
     """A blob in flight, as a sink; raises OSError. Its methods are for worker threads.
 
+    ``write`` raises Contradiction where readers have seen something else of the blob.
+
     ``make_room(count)`` is called where the disk is full: True if it is worth another try.
     ``on_trouble(error)`` is told of all other errors of the disk, and where no room can be made.
     """
@@ -131,6 +130,7 @@ class Partial:
         self._kept = 0 if descriptor < 0 else os.fstat(descriptor).st_size
         self._shelter = shelter
         self._memory = 0
+        self._shown = False  # to readers
         self._rooms = 0  # made since something was written
         self._make_room = make_room
         self._on_trouble = on_trouble
@@ -176,7 +176,25 @@ class Partial:
             self.written += count
             self._rooms = 0
             left = left[count:]
+        self._show()
+
+    def _show(self) -> None:
         self._progress.count += 1
+        if not self._shown:
+            holds = max(self.written, self._kept)
+            self._shown = self._progress.show(self.descriptor, holds=holds)
+        if self._shown:
+            self._progress.advance(self.written)
+
+    def recall(self) -> None:
+        """Have in it what readers have seen of the blob in another file: what comes is compared."""
+        if self.descriptor >= 0 and self._progress.is_shown(self.descriptor):
+            return
+        if self.path is None:
+            self._move(self._progress.seen)
+        elif self._kept:
+            self._renew(0)
+        self._kept = self._progress.copy_seen(self.descriptor)
 
     def finish(self) -> None:
         """All is written: what is longer came from somebody else."""
@@ -216,18 +234,58 @@ class Partial:
         """Pass over what the file holds already; returns what is to be written."""
         while data and self.written < self._kept:
             count = min(len(data), self._kept - self.written, _PIECE)
-            if not self._is_there(data[:count]):
-                self._kept = 0
-                break
-            self.written += count
-            data = data[count:]
+            same = self._count_same(data[:count])
+            self.written += same
+            data = data[same:]
+            if same < count:
+                self._differ()
         return data
 
-    def _is_there(self, data: memoryview) -> bool:
+    def _count_same(self, data: memoryview) -> int:
+        """How many bytes of ``data`` are what the file has next."""
         try:
-            return os.pread(self.descriptor, len(data), self.written) == data
+            there = os.pread(self.descriptor, len(data), self.written)
         except OSError:  # writing will tell
-            return False
+            return 0
+        if there == data:
+            return len(data)
+        same, differs = 0, min(len(there), len(data))
+        while same < differs:  # up to ``same`` they are; the first difference is before ``differs``
+            middle = (same + differs + 1) // 2
+            if there[same:middle] == data[same:middle]:
+                same = middle
+            else:
+                differs = middle - 1
+        return same
+
+    def _differ(self) -> None:
+        """What comes next is not what the file has."""
+        self._progress.retract(self.written)
+        if self.path is None:
+            self._kept = 0
+            return
+        try:
+            self._renew(self.written)
+        except OSError as error:
+            self._on_trouble(error)
+            self._move(self.written)
+
+    def _renew(self, length: int) -> None:
+        """Go on in a new file of that name; ``length`` bytes of the old one stay.
+
+        Others may have seen the old one: they find it gone.
+        """
+        assert self.path is not None
+        new = _begin(self.path.with_suffix(".new"))
+        try:
+            copy(self.descriptor, new, length)
+            self.path.with_suffix(".new").rename(self.path)
+        except BaseException:
+            os.close(new)
+            raise
+        unlock(self.descriptor)
+        os.close(self.descriptor)
+        self.descriptor, self._kept, self._shown = new, 0, False
 
     def _overcome(self, error: OSError, count: int) -> None:
         """After an error of the cache's disk: there is room again, or we are elsewhere."""
@@ -240,14 +298,17 @@ class Partial:
     def _move(self, needed: int) -> None:
         """Go on in a private file; raises OSError if there is no room anywhere."""
         old, old_memory = self.descriptor, self._memory
-        new, memory = self._shelter.open(needed, self.expected)
+        # What readers have seen is to be compared yet.
+        length = max(self.written, min(self._kept, self._progress.shrink(self.written)))
+        new, memory = self._shelter.open(max(needed, length), self.expected)
         try:
-            _copy(old, new, self.written)
+            copy(old, new, length)
         except BaseException:
             os.close(new)
             self._shelter.release(memory)
             raise
-        self._kept = 0
+        self._kept = length if length > self.written else 0
+        self._shown = False
         self.make_private()
         self.descriptor, self._memory = new, memory
         if old >= 0:
@@ -266,8 +327,7 @@ class Following:
         self._path = path
         self._blob = blob_path(blobs, digest)
         self.descriptor = descriptor
-        self.progress = 0  # changes of the length that were seen
-        self._length = -1
+        self.length = 0  # when we last looked
         with suppress(OSError):  # the holder may think that nobody waits; we go on then
             lock_range(descriptor)
 
@@ -280,9 +340,7 @@ class Following:
             unlock(self.descriptor)  # others follow, too
             return Verdict.COMMITTED
         if not locked:
-            length = os.fstat(self.descriptor).st_size
-            self.progress += length != self._length
-            self._length = length
+            self.length = os.fstat(self.descriptor).st_size
             return Verdict.MOVING
         if is_at(self.descriptor, self._path):
             return Verdict.TAKEN
@@ -368,13 +426,18 @@ def _open(path: Path) -> int:
         return os.open(path, flags, 0o600)
 
 
-def _copy(source: int, target: int, length: int) -> None:
-    done = 0
-    while done < length:
-        piece = os.pread(source, min(_PIECE, length - done), done)
-        if not piece:
-            raise OSError(errno.EIO, "a partial file became shorter")
-        done += os.pwrite(target, piece, done)
+def _begin(path: Path) -> int:
+    """A new file that is locked; what a dead process has left there goes. Raises OSError."""
+    while True:
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if _try_lock(descriptor) and is_at(descriptor, path):  # else it was taken for debris
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def is_at(descriptor: int, path: Path) -> bool:

@@ -27,7 +27,8 @@ from cafsfs.store.cache.bounds import Bounds
 from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.disk_cache import CacheUsage, DiskCache
 from cafsfs.store.cache.index import Changes, Index
-from cafsfs.store.cache.partials import Partial, Progress, Shelter
+from cafsfs.store.cache.partials import Partial, Shelter
+from cafsfs.store.cache.progress import Progress
 from cafsfs.store.contracts import BlobStat
 from cafsfs.store.local_root import blob_path
 from cafsfs.store.memory import MemorySink, MemorySource

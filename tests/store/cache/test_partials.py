@@ -24,7 +24,8 @@ from cafsfs.packing import hash_bytes
 from cafsfs.store.cache import disk_cache, partials
 from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.disk_cache import DiskCache
-from cafsfs.store.cache.partials import Following, Partial, Progress, Shelter, Verdict
+from cafsfs.store.cache.partials import Following, Partial, Shelter, Verdict
+from cafsfs.store.cache.progress import Progress
 from cafsfs.store.local_root import blob_path
 from tests.store.samples import ABSENT, KIB, MIB, content_of, put
 from tests.store.stacks import Caches, upkeep_of
@@ -139,15 +140,15 @@ def test_who_is_late_at_a_name_that_another_has_now(place: Place) -> None:
     assert place.follow().look() is Verdict.MOVING
 
 
-def test_progress_is_each_change_of_the_length(place: Place) -> None:
+def test_progress_is_the_length(place: Place) -> None:
     holder = place.hold()
     follower = place.follow()
     seen = []
     for length in (0, 0, 5, 5, 10, 7):
         os.ftruncate(holder, length)
         follower.look()
-        seen.append(follower.progress)
-    assert seen == [1, 1, 2, 2, 3, 4]
+        seen.append(follower.length)
+    assert seen == [0, 0, 5, 5, 10, 7]
 
 
 def test_a_holder_sees_that_somebody_waits(place: Place) -> None:
@@ -212,7 +213,7 @@ def test_a_sweep_does_not_wait_for_a_fifo(place: Place) -> None:
 def test_whatever_is_left_the_bytes_come_right(
     left: str, length: int, sizes: list[int], breaks: list[int]
 ) -> None:
-    """Of a dead holder, or of attempts that broke off: what differs is overwritten."""
+    """Of a dead holder, or of attempts that broke off: what differs is written anew."""
     content = content_of(sum(sizes))
     kept = {
         "prefix": content[:length],
@@ -221,11 +222,10 @@ def test_whatever_is_left_the_bytes_come_right(
         "other": content_of(length, 1),
         "zeros": bytes(length),
     }[left]
-    with tempfile.TemporaryFile() as file:
-        file.write(kept)
-        file.flush()
-        descriptor = os.dup(file.fileno())
-        partial = Partial(DIGEST, Path("/nonexistent"), descriptor, Shelter())
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / DIGEST.hex
+        path.write_bytes(kept)
+        partial = Partial(DIGEST, path, os.open(path, os.O_RDWR), Shelter())
         for pieces in (*breaks, len(sizes)):
             partial.restart()
             at = 0
@@ -234,7 +234,8 @@ def test_whatever_is_left_the_bytes_come_right(
                 at += size
         assert partial.written == len(content)
         partial.finish()
-        assert os.pread(descriptor, 1 << 20, 0) == content
+        assert path.read_bytes() == content
+        assert os.listdir(directory) == [DIGEST.hex]
         partial.discard()
 
 

@@ -31,8 +31,9 @@ from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.durability import since_boot
 from cafsfs.store.cache.index import Entry, Index
-from cafsfs.store.cache.partials import Following, Partial, Progress, Verdict
+from cafsfs.store.cache.partials import Following, Partial, Verdict
 from cafsfs.store.cache.premises import Premises
+from cafsfs.store.cache.progress import Progress
 from cafsfs.store.cache.upkeep import Upkeep, open_disk_cache
 from cafsfs.store.contracts import BlobStat, ContentSink
 from cafsfs.store.files import copy_content
