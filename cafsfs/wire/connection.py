@@ -339,6 +339,8 @@ class Connection:
     def _peek(self, count: int) -> bytes | None:
         if len(self._left) + len(self._view) < count:
             return None
+        if not self._left:  # nearly always
+            return bytes(self._view[:count])
         return self._left[:count] + bytes(self._view[: max(0, count - len(self._left))])
 
     def _skip(self, count: int) -> None:
