@@ -58,7 +58,8 @@ from cafsfs.wire import (
 )
 
 _COMMAND_BUFFER = 16 << 10  # bytes received at once: 300 commands, and little for an idle client
-_UPLOAD_BUFFER = 1 << 20  # for large ones: a quarter less work than with 256 KiB
+_UPLOAD_BUFFER = 1 << 20  # for a large STRM: a quarter less work than with 256 KiB
+_LARGE = 64 << 10  # bytes; making a buffer of 1 MiB takes longer than storing what is smaller
 _VERSION = 1
 _REASONS = 3  # kept for the log: who sends a million bad commands gets no line of a million
 PENALTY = 2.0  # seconds that deployed servers sleep after an unknown command
@@ -300,11 +301,16 @@ class Session:
             await self._store.deposit(digest, lambda: body)
         return Have()
 
-    async def read_upload(self, buffer: memoryview) -> int | Data | EndOfBody | Aborted:
-        """The next piece of an upload: an event, or a count of bytes read into ``buffer``."""
+    async def read_upload(
+        self, buffer: memoryview, *, large: bool
+    ) -> int | Data | EndOfBody | Aborted:
+        """The next piece of an upload: an event, or a count of bytes read into ``buffer``.
+
+        ``large``: so much has come that a buffer for more of it at once is worth making.
+        """
         remaining = self._wire.body_remaining
         if remaining == 0:
-            if self._filled and len(self._buffer) < _UPLOAD_BUFFER:
+            if large and self._filled and len(self._buffer) < _UPLOAD_BUFFER:
                 self._buffer = memoryview(bytearray(_UPLOAD_BUFFER))
             event = await self._next()
             if not isinstance(event, Data | EndOfBody | Aborted):
@@ -391,7 +397,7 @@ class _Upload:
             if self._taken > limit or (self.length or 0) > limit:
                 # Not even worth reading to its end: ``drain`` raises it again, and that closes.
                 raise CorruptBlob(f"an upload is over the limit of {limit} bytes")
-            got = await self._session.read_upload(buffer)
+            got = await self._session.read_upload(buffer, large=self._taken >= _LARGE)
             if isinstance(got, int):
                 self._count(got)
                 self._ended = self._taken == self.length
@@ -413,9 +419,14 @@ class _Upload:
         self._piece = memoryview(b"")
         if self._ended:
             return
-        buffer = memoryview(bytearray(_UPLOAD_BUFFER))
-        while await self._read(buffer):
-            pass
+        buffer = memoryview(bytearray(_LARGE))
+        try:
+            while await self._read(buffer):
+                pass
+        except CorruptBlob:
+            if not self._ended:
+                raise
+            # Else the client gave it up; whatever its answer is, the connection is in step.
 
     def _count(self, count: int) -> None:
         self._taken += count

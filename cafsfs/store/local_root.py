@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _HEAD = 64 << 10  # bytes; a blob up to this is read in the hop that opens it
 _START = 4 << 10  # bytes read of a larger one: little to keep where a thousand clients are slow
+_HOLD = 1.0  # seconds that an upload collects bytes before it writes them
 
 
 def blob_path(directory: Path, digest: Digest) -> Path:
@@ -104,7 +105,7 @@ class LocalRoot(PackedStore):
         self._prefix = f"{directory / 'blobs'}/"
         self._limiter = limiter
         self._limits = limits or UnpackLimits()
-        self._sync = sync
+        self.sync = sync
 
     async def find_absent(self, digests: Collection[Digest]) -> set[Digest]:
         def look() -> set[Digest]:
@@ -126,37 +127,26 @@ class LocalRoot(PackedStore):
             os.close(body.descriptor)
 
     async def deposit(self, digest: Digest, source: PackedSource) -> None:
-        path = Path(self._path(digest))
         body = source()
-        # The name that deployed servers give their temporary files, so that whatever cleans up
-        # after them cleans up after us (protocol page, section 3.5).
-        temporary = path.with_name(f"{path.name}_blob{secrets.token_hex(3)}")
-        descriptor = await self.in_thread(lambda: self._create(temporary))
+        start = memoryview(bytearray(_HEAD if body.length is None else min(_HEAD, body.length)))
+        filled = 0
+        while filled < len(start) and (count := await body.readinto(start[filled:])):
+            filled += count
+        deposit = _Deposit(self, digest, body.length)
+        if filled < len(start) or filled == body.length:
+            await self.in_thread(lambda: deposit.store_all(start[:filled]))
+            return
+
+        async def write(piece: memoryview) -> None:
+            await self.in_thread(lambda: deposit.take(piece))
+
         try:
-            sink = FileSink(descriptor)
-            unpacker = VerifyingUnpacker(
-                digest, None, packed_length=body.length, limits=self._limits
-            )
-
-            def take(piece: memoryview) -> None:
-                unpacker.feed(piece)
-                sink.write(piece)
-
-            async def write(piece: memoryview) -> None:
-                await self.in_thread(lambda: take(piece))
-
-            def commit() -> None:
-                unpacker.finish()
-                if self._sync:
-                    os.fdatasync(descriptor)
-                temporary.rename(path)
-
-            await pump(body.readinto, write, length=body.length)
-            await self.in_thread(commit)
+            await write(start)
+            length = None if body.length is None else body.length - filled
+            await pump(body.readinto, write, length=length, hold=_HOLD)
+            await self.in_thread(deposit.commit)
         finally:
-            os.close(descriptor)
-            with suppress(OSError):  # renamed, mostly
-                temporary.unlink()
+            deposit.close()
 
     # --- without a hop: for whoever does several things in one; these block and raise OSError
 
@@ -212,18 +202,79 @@ class LocalRoot(PackedStore):
         except (FileNotFoundError, NotADirectoryError):
             raise BlobNotFound(digest) from None
 
-    def _create(self, path: Path) -> int:
-        if not self._directory.is_dir():
-            raise StoreError(
-                f"there is no root `{self._directory}`",
-                hint=f"make it first: mkdir {self._directory}",
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    def create_beside(self, digest: Digest) -> tuple[int, str, str]:
+        """A new file next to a blob: its descriptor, its path, and the path of the blob.
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+        Makes missing directories, but no root. Raises StoreError if that is missing.
+        """
+        path = self._path(digest)
+        # The name that deployed servers give their temporary files, so that whatever cleans up
+        # after them cleans up after us (protocol page, section 3.5).
+        temporary = f"{path}_blob{secrets.token_hex(3)}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
-        except OSError as error:
-            hint = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else None
-            raise StoreError(f"`{self.name}`: {error.strerror}", hint=hint) from error
+            return os.open(temporary, flags, 0o644), temporary, path
+        except FileNotFoundError:
+            if not self._directory.is_dir():
+                raise StoreError(
+                    f"there is no root `{self._directory}`",
+                    hint=f"make it first: mkdir {self._directory}",
+                ) from None
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        return os.open(temporary, flags, 0o644), temporary, path
+
+    def unpacker(self, digest: Digest, length: int | None) -> VerifyingUnpacker:
+        """Verifies a packed blob of ``length`` bytes; keeps nothing of it."""
+        return VerifyingUnpacker(digest, None, packed_length=length, limits=self._limits)
+
+
+class _Deposit:
+    """One blob on its way into a root; all methods but ``close`` run in worker threads."""
+
+    def __init__(self, root: LocalRoot, digest: Digest, length: int | None) -> None:
+        self._root = root
+        self._digest = digest
+        self._unpacker = root.unpacker(digest, length)
+        self._sink: FileSink | None = None
+        self._descriptor = -1
+        self._temporary = self._path = ""
+
+    def store_all(self, blob: memoryview) -> None:
+        """A small blob in one go: nothing is created for what is wrong."""
+        self._unpacker.feed(blob)
+        self._unpacker.finish()
+        try:
+            self._write(blob)
+            self._name()
+        finally:
+            self.close()
+
+    def take(self, piece: memoryview) -> None:
+        self._unpacker.feed(piece)
+        self._write(piece)
+
+    def commit(self) -> None:
+        self._unpacker.finish()
+        self._name()
+
+    def _write(self, piece: memoryview) -> None:
+        if self._sink is None:
+            created = self._root.create_beside(self._digest)
+            self._descriptor, self._temporary, self._path = created
+            self._sink = FileSink(self._descriptor)
+        self._sink.write(piece)
+
+    def _name(self) -> None:
+        if self._root.sync:
+            os.fdatasync(self._descriptor)
+        os.rename(self._temporary, self._path)
+        self._temporary = ""
+
+    def close(self) -> None:
+        """Leave nothing open, and nothing that has no name of its own."""
+        if self._sink is None:
+            return
+        os.close(self._descriptor)
+        if self._temporary:
+            with suppress(OSError):
+                os.unlink(self._temporary)

@@ -33,18 +33,20 @@ async def pump(
     write: Callable[[memoryview], Awaitable[None]],
     *,
     length: int | None = None,
+    hold: float = _HOLD,
 ) -> None:
     """Pass everything that ``read`` gives to ``write``, in order, in pieces of up to PIECE bytes.
 
     ``read(buffer)`` returns the bytes it read, 0 at the end only. ``length`` is the number of
     bytes to come where that is known: no more are read, and it saves memory for small blobs. The
     first error of either side is raised as it is. Cancelled between two pieces, nothing more is
-    read or written.
+    read or written. ``hold`` is how long (seconds) bytes wait for more to fill their piece: long
+    where nobody reads what is written, so that a thousand slow lines cost few hops.
     """
     if length is not None and length <= _SMALL:
-        await _pump_small(read, write, length)
+        await _pump_small(read, write, length, hold)
         return
-    line = _Line(length)
+    line = _Line(length, hold)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(line.empty, write)
@@ -57,11 +59,12 @@ async def _pump_small(
     read: Callable[[memoryview], Awaitable[int]],
     write: Callable[[memoryview], Awaitable[None]],
     length: int,
+    hold: float,
 ) -> None:
     """One after the other, in one buffer; in one hop if all comes soon."""
     left = memoryview(bytearray(length))
     while left:
-        late = trio.current_time() + _HOLD
+        late = trio.current_time() + hold
         filled = 0
         while filled < len(left):
             got = await read(left[filled:])
@@ -100,8 +103,9 @@ class _Line:
     a piece that has room, ``empty`` for bytes.
     """
 
-    def __init__(self, length: int | None) -> None:
+    def __init__(self, length: int | None, hold: float) -> None:
         self._left = length  # bytes to come; None if nobody knows
+        self._hold = hold
         self._pieces: deque[_Piece] = deque()
         self._size = _FIRST
         self._spare = memoryview(b"")
@@ -162,7 +166,7 @@ class _Line:
         """True when it is time to write what there is, False at the end."""
         await self._until(lambda: self._waiting > 0 or self._ended)
         if self._begun and not self._ready:
-            with trio.move_on_after(_HOLD):
+            with trio.move_on_after(self._hold):
                 await self._until(lambda: self._ready)
         return self._waiting > 0
 

@@ -106,6 +106,25 @@ async def test_aborted_stream_is_erio_and_leaves_nothing(tmp_path: Path, sent: i
         assert stand.stored() == []
 
 
+async def test_aborted_stream_of_what_is_there_leaves_the_connection_in_step(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as stand, await stand.greeted() as client:
+        stand.keep(GOOD, DIGEST)
+        aborted = stream(DIGEST, GOOD[:30], end=b"\xff\xff")
+        assert await client.ask(aborted + check(ABSENT), 8) == b"HAVENONE"
+
+
+async def test_pipelined_small_uploads_are_all_stored(tmp_path: Path) -> None:
+    contents = [Random(number).randbytes(50 * number) for number in range(200)]
+    packed = {digest_of(each): pack(each) for each in contents}
+    said = b"".join((push, stream)[number % 2](*each) for number, each in enumerate(packed.items()))
+    async with serving(tmp_path) as stand, await stand.greeted() as client:
+        assert await client.ask(said, 4 * len(packed)) == b"HAVE" * len(packed)
+        assert {digest: stand.path(digest).read_bytes() for digest in packed} == packed
+        assert len(stand.stored()) == len(packed)
+
+
 async def test_full_disk_is_erio_and_the_connection_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

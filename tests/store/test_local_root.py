@@ -238,6 +238,40 @@ async def test_the_limits_of_unpacking_hold_for_deposits(tmp_path: Path) -> None
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("size", [0, 1, 64 * KIB - 17, 64 * KIB - 16, 64 * KIB - 15, 300 * KIB])
+@pytest.mark.parametrize("known", [True, False])
+async def test_deposits_around_the_bound_of_one_hop(
+    tmp_path: Path, size: int, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = content_of(size)
+    blob = packed(content)
+    body = ScriptedBody(blob, step=5_000)
+    body.length = len(blob) if known else None
+    hops: list[object] = []
+    run = trio.to_thread.run_sync
+
+    async def counted(*args: object, **options: object) -> object:
+        hops.append(args)
+        return await run(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+    await root_of(tmp_path).deposit(hash_bytes(content), lambda: body)
+    assert blob_path(tmp_path / "blobs", hash_bytes(content)).read_bytes() == blob
+    small = len(blob) < 64 * KIB or (known and len(blob) == 64 * KIB)
+    assert (len(hops) == 1) == small
+
+
+async def test_nothing_is_created_for_a_small_blob_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise AssertionError("a file is created")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(CorruptBlob):
+        await deposit(root_of(tmp_path), packed(CONTENT[:1000]))
+
+
 @pytest.mark.parametrize("sync", [True, False])
 async def test_the_data_is_on_the_disk_before_the_name(
     tmp_path: Path, sync: bool, monkeypatch: pytest.MonkeyPatch
@@ -253,6 +287,9 @@ async def test_the_data_is_on_the_disk_before_the_name(
     monkeypatch.setattr(os, "fdatasync", watched)
     await deposit(root_of(tmp_path, sync=sync))
     assert synced == ([(len(BLOB), False)] if sync else [])
+    small = content_of(1000)
+    await root_of(tmp_path, sync=sync).deposit(hash_bytes(small), lambda: MemoryBody(packed(small)))
+    assert len(synced) == 2 * sync
 
 
 async def test_two_deposits_of_one_blob_at_once(tmp_path: Path) -> None:

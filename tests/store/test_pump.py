@@ -256,3 +256,18 @@ async def test_a_slow_line_keeps_little_memory(autojump_clock: MockClock) -> Non
     pipe = Pipe(content_of(MIB), steps=(1000,))
     await pump(read, pipe.write, length=MIB)
     assert pipe.memory <= 4 * (64 << 10)
+
+
+@pytest.mark.parametrize("length", [200_000, 400_000])
+async def test_where_nobody_reads_along_a_slow_line_costs_few_hops(
+    autojump_clock: MockClock, length: int
+) -> None:
+    async def read(buffer: memoryview) -> int:
+        await trio.sleep(0.01)
+        return await pipe.read(buffer)
+
+    pipe = Pipe(content_of(length), steps=(100,))
+    began = trio.current_time()
+    await pump(read, pipe.write, length=length, hold=1)
+    assert pipe.written == content_of(length)
+    assert len(pipe.pieces) <= 1.1 * (trio.current_time() - began) + 2
