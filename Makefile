@@ -6,7 +6,7 @@ ONCE ?=
 export PYTHON
 
 bin := .venv/bin
-linters := lint-format lint-ruff lint-types lint-imports lint-generators lint-length
+linters := lint-format lint-ruff lint-types lint-imports lint-length
 findings = echo 'error: the linters have findings, shown above the tests' >&2; exit 1
 
 .DEFAULT_GOAL := help
@@ -47,10 +47,6 @@ lint-types:
 
 lint-imports:
 	@$(bin)/lint-imports --no-logo
-
-# Trio does not finalise async generators. ruff lacks this rule; of flake8-async it is the only one wanted.
-lint-generators:
-	@find cafsfs tests -name '*.py' -exec $(bin)/flake8-async --enable=ASYNC900 {} +
 
 # No function over 60 lines, counted from `def` to its last line; complexity is ruff's affair.
 lint-length:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -40,6 +42,12 @@ def modules() -> list[Path]:
     return [each for each in tracked() if each.suffix == ".py"]
 
 
+@cache
+def text_and_tree(path: Path) -> tuple[str, ast.Module]:
+    text = (REPOSITORY / path).read_text()
+    return text, ast.parse(text)
+
+
 def test_the_top_of_the_repository_holds_what_the_design_says() -> None:
     top = {path.parts[0] for path in tracked()}
     assert {name for name in top if not name.startswith(".")} <= TOP
@@ -48,10 +56,10 @@ def test_the_top_of_the_repository_holds_what_the_design_says() -> None:
 def test_every_module_opens_by_saying_what_it_is_in_one_line() -> None:
     silent = []
     for path in modules():
-        text = (REPOSITORY / path).read_text()
+        text, tree = text_and_tree(path)
         if path.name == "__init__.py" and not text:
             continue  # makes a package of a directory of tests
-        opening = (ast.get_docstring(ast.parse(text), clean=False) or "").split("\n")
+        opening = (ast.get_docstring(tree, clean=False) or "").split("\n")
         if not opening[0].strip() or any(opening[1:2]):
             silent.append(str(path))
     assert silent == []
@@ -59,6 +67,55 @@ def test_every_module_opens_by_saying_what_it_is_in_one_line() -> None:
 
 def test_modules_are_named_by_what_they_do() -> None:
     assert [str(each) for each in modules() if NAMELESS & {each.stem, *each.parts}] == []
+
+
+def in_its_own_scope(function: ast.AST) -> Iterator[ast.AST]:
+    """What stands in a function, without the functions within it."""
+    for each in ast.iter_child_nodes(function):
+        yield each
+        if not isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from in_its_own_scope(each)
+
+
+def is_generator(function: ast.AsyncFunctionDef) -> bool:
+    """Is it one that Trio leaves unfinalised, and no context manager or fixture?"""
+    decorators = (
+        each.func if isinstance(each, ast.Call) else each for each in function.decorator_list
+    )
+    names = {ast.unparse(each).rpartition(".")[2] for each in decorators}
+    return not names & {"asynccontextmanager", "fixture"} and any(
+        isinstance(each, ast.Yield) for each in in_its_own_scope(function)
+    )
+
+
+def async_generators(tree: ast.Module) -> list[str]:
+    functions = (each for each in ast.walk(tree) if isinstance(each, ast.AsyncFunctionDef))
+    return [each.name for each in functions if is_generator(each)]
+
+
+def test_there_are_no_async_generators() -> None:
+    """As ASYNC900 of flake8-async, which takes 35 s of CPU time for it; this takes half of one."""
+    found = {str(path): async_generators(text_and_tree(path)[1]) for path in modules()}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("async def f():\n yield", ["f"]),
+        ("class C:\n async def f(self):\n  with a:\n   b = yield 1", ["f"]),
+        ("async def f():\n async def g():\n  yield", ["g"]),
+        ("@asynccontextmanager\nasync def f():\n async def g():\n  yield\n yield", ["g"]),
+        ("@wrapped\n@other(1)\nasync def f():\n yield", ["f"]),
+        ("@contextlib.asynccontextmanager\nasync def f():\n yield", []),
+        ("@pytest.fixture(scope='module')\nasync def f():\n yield", []),
+        ("async def f():\n def g():\n  yield\n lambda: (yield)", []),
+        ("async def f():\n return (x async for x in y)", []),
+        ("def f():\n yield", []),
+    ],
+)
+def test_async_generators_are_found(text: str, names: list[str]) -> None:
+    assert async_generators(ast.parse(text)) == names
 
 
 def shell_lines(text: str) -> list[str]:
