@@ -29,6 +29,8 @@ _KEEPALIVE = {
     socket.TCP_KEEPCNT: 3,
 }
 
+_SO_BUF_LOCK = 72  # Linux 5.13; Python's socket module has no name for it
+
 # Bytes that sendfile may send in one hop: a peer that is as fast as the disk gives its thread back
 # after some milliseconds.
 _STRIDE = 8 << 20
@@ -49,11 +51,20 @@ class Transport:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
     @classmethod
-    async def connect(cls, host: str, port: int, *, receive_buffer: int | None = None) -> Transport:
+    async def connect(
+        cls,
+        host: str,
+        port: int,
+        *,
+        receive_buffer: int | None = None,
+        must_grow: bool = False,
+    ) -> Transport:
         """Connect to the first address that answers; the caller sets the deadline.
 
         ``receive_buffer`` (bytes) is set before connecting, so that a server which sends
-        unasked fills no more than that. Raises Unreachable, with the reason of the first failure.
+        unasked fills no more than that. Since Linux 5.13 it grows as soon as somebody reads fast;
+        before, it stays small for ever, so with ``must_grow`` it is not set there. Raises
+        Unreachable, with the reason of the first failure.
         """
         hint = "is a server running there? is the port right? does a firewall refuse it?"
         try:
@@ -61,7 +72,7 @@ class Transport:
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA cannot encode
             reason = getattr(error, "strerror", None) or error
             raise Unreachable(f"cannot resolve `{host}`: {reason}", hint=hint) from error
-        race = _Race(receive_buffer)
+        race = _Race(receive_buffer, must_grow=must_grow)
         sock = await race.run(addresses)
         if sock is None:
             # Not strerror: Trio writes the address into it, which the message has already.
@@ -179,8 +190,9 @@ def _send_file(sock: int, descriptor: int, offset: int, count: int) -> int | Non
 class _Race:
     """Attempts to connect to the addresses of one host; the first that succeeds ends the others."""
 
-    def __init__(self, receive_buffer: int | None) -> None:
+    def __init__(self, receive_buffer: int | None, *, must_grow: bool) -> None:
         self._receive_buffer = receive_buffer
+        self._must_grow = must_grow
         self._winner: trio.socket.SocketType | None = None
         self.failures: list[OSError] = []
 
@@ -207,7 +219,7 @@ class _Race:
             sock = trio.socket.socket(family, kind, protocol)
             try:
                 if self._receive_buffer is not None:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+                    _begin_small(sock, self._receive_buffer, must_grow=self._must_grow)
                 await sock.connect(place)
             except BaseException:
                 sock.close()
@@ -222,6 +234,26 @@ class _Race:
             others.cancel()
         else:
             sock.close()
+
+
+def _begin_small(sock: trio.socket.SocketType, size: int, *, must_grow: bool) -> None:
+    """Offer no more than ``size`` bytes at first, and let the kernel raise it when they are read.
+
+    A buffer that was set is locked: the kernel does not tune it, and connecting scales the window
+    for it, which then stays below 64 KiB for the life of the connection. Without the lock the
+    first window is as small (of a body that nobody reads 6 KB travel, instead of 128 KB to some
+    megabytes), the scale is the usual one, and the pull that goes on has full speed. A clamp of the
+    window does neither: set before connecting it scales as a locked buffer does, and afterwards
+    the 64 KiB of the first window are given away.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)  # only to see whether it is known
+    except OSError:
+        if must_grow:
+            return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
 
 
 def _name(host: str, port: int) -> str:

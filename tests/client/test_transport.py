@@ -21,14 +21,12 @@ LATE = 30.0
 
 
 @asynccontextmanager
-async def joined(
-    receive_buffer: int | None = None,
-) -> AsyncIterator[tuple[Transport, trio.SocketStream]]:
+async def joined(**options: Any) -> AsyncIterator[tuple[Transport, trio.SocketStream]]:
     """A Transport, and the other end of its connection."""
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         port = listener.socket.getsockname()[1]
-        transport = await Transport.connect("127.0.0.1", port, receive_buffer=receive_buffer)
+        transport = await Transport.connect("127.0.0.1", port, **options)
         async with await listener.accept() as other:
             try:
                 yield transport, other
@@ -137,6 +135,26 @@ async def test_receive_buffer_is_small_from_the_beginning() -> None:
         with trio.move_on_after(SOON):
             await other.send_all(bytes(32 << 20))
         assert (await recv(transport, 1 << 20)).count(0) < 64 << 10
+
+
+async def test_a_small_receive_buffer_grows_when_it_is_read() -> None:
+    """Set alone it would be locked, and the window be below 64 KiB for ever (before Linux 5.13)."""
+    async with joined(receive_buffer=4096, must_grow=True) as (transport, other):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.send_all, bytes(32 << 20))
+            received = 0
+            buffer = memoryview(bytearray(2 << 20))
+            while received < 32 << 20:
+                received += await transport.recv_into(buffer, deadline=5)
+        assert transport._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > 256 << 10
+
+
+async def test_where_it_cannot_grow_it_is_not_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cafsfs.transport._SO_BUF_LOCK", 9999)  # a kernel that knows it not
+    for must_grow in (False, True):
+        async with joined(receive_buffer=4096, must_grow=must_grow) as (transport, _):
+            size = transport._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            assert (size > 64 << 10) is must_grow
 
 
 # --- receiving
