@@ -113,6 +113,7 @@ class BadServer:
         self.port = 0
         self.connections = 0  # since the beginning
         self.commands: Counter[str] = Counter()
+        self.ranged = 0  # PULLs of less than the whole blob
         self.travelled: list[int] = []  # bytes that each ended connection got acknowledged
         self._script: dict[Phase, list[_Scripted]] = {phase: [] for phase in Phase}
         self._open: dict[_Conversation, trio.CancelScope] = {}
@@ -128,7 +129,8 @@ class BadServer:
 
     @property
     def pulls(self) -> int:
-        return self.commands["PULL"]
+        """PULLs of the whole blob."""
+        return self.commands["PULL"] - self.ranged
 
     def put(self, content: bytes, how: str = "none", **packing: int) -> str:
         """Have a blob; see ``pack`` for the rest. Returns its hash."""
@@ -262,6 +264,7 @@ class _Conversation:
 
     async def _pull(self, key: bytes) -> None:
         size, chunk = struct.unpack("<QI", await self._hear(12))
+        self._server.ranged += bool(size or chunk)
         packed = self._server.blobs.get(key[6:])
         start = chunk * MIB
         if packed is None:

@@ -19,16 +19,19 @@ from cafsfs.errors import (
     BlobNotFound,
     CafsError,
     ConnectionBroken,
+    RangeError,
     RemoteProtocolError,
     ServerRefused,
     TimedOut,
     Unavailable,
 )
-from cafsfs.packing import HEADER_LENGTH, Header
+from cafsfs.packing import HEADER_LENGTH, Compression, Header
 from cafsfs.store.contracts import PackedBody, PackedStat
 from cafsfs.store.pump import pump
 from cafsfs.transport import Transport
 from cafsfs.wire import (
+    CHUNK_STEP,
+    MAX_CHUNK,
     MAX_STREAM_CHUNK,
     NEED_DATA,
     Aborted,
@@ -57,6 +60,7 @@ from cafsfs.wire import (
 )
 
 _CONTROL_BUFFER = 64 << 10  # bytes; TAKE and a small blob come in one read
+_SKIPPED = 256 << 10  # bytes at once of a body that are thrown away
 
 
 class ServerConnection:
@@ -80,8 +84,9 @@ class ServerConnection:
         deadlines: Deadlines,
         *,
         receive_buffer: int | None = None,
+        must_grow: bool = False,
     ) -> ServerConnection:
-        """Connect, greet, name the root.
+        """Connect, greet, name the root; see Transport.connect for the buffer.
 
         Raises Unreachable, TimedOut, ConnectionBroken, RemoteProtocolError, ServerRefused, and
         LocalProtocolError for a root over 255 bytes.
@@ -90,7 +95,10 @@ class ServerConnection:
         try:
             with trio.fail_after(deadlines.connect):
                 transport = await Transport.connect(
-                    server.host, server.port, receive_buffer=receive_buffer
+                    server.host,
+                    server.port,
+                    receive_buffer=receive_buffer,
+                    must_grow=must_grow,
                 )
                 connection = cls(transport, server, deadlines)
                 await connection._greet(root)
@@ -170,16 +178,92 @@ class ServerConnection:
         and tells how long the answer to PULL may take.
         """
         await self._command(Measure(digest), Pull(digest))
-        measured = await self._answer(self._deadlines.answer, may_refuse=True)
-        if isinstance(measured, BadRequest):  # it closes now: no answer to PULL will come
-            raise self._unexpected(measured)
-        length = measured.length if isinstance(measured, PackedLength) else 0
-        answer = await self._answer(self._deadlines.for_pull(length))
-        if isinstance(answer, Absent):
+        length = await self._length()
+        take = self._taken(digest, await self._answer(self._deadlines.for_pull(length or 0)))
+        return self._body(take)
+
+    async def pull_range(self, digest: Digest, offset: int, length: int | None) -> RemoteBody:
+        """Ask for ``length`` bytes (None: to the end) from ``offset`` on, of a sound server.
+
+        Not for none: a ``length`` of 0 asks for everything on the wire. Bytes before ``offset``
+        are read and thrown away: PULL addresses steps of 1 MiB. Raises RangeError.
+        """
+        chunk, before = divmod(offset, CHUNK_STEP)
+        if chunk > MAX_CHUNK:
+            raise RangeError(f"no blob has {offset} bytes")
+        asked = 0 if length is None else before + length
+        await self._command(Measure(digest), Pull(digest, asked, chunk))
+        whole = await self._length()
+        answer = await self._answer(self._deadlines.for_pull(whole or 0), may_refuse=True)
+        end = offset + (length or 0)
+        if whole is not None and end > whole:
+            raise RangeError(f"{end} is past the end of {digest}, which has {whole} bytes packed")
+        if isinstance(answer, FileError):
+            raise ServerRefused(f"{self._server} answers ERIO")
+        body = self._body(self._taken(digest, answer))
+        await body.skip(before)
+        return body
+
+    async def pull_rest(
+        self, digest: Digest, packed_length: int, head: bytes, chunk: int
+    ) -> RemoteBody | None:
+        """Ask a sound server for the packed blob from ``chunk`` × 1 MiB on, to go on with it.
+
+        None where it has not ``packed_length`` bytes any more, or does not begin with ``head``.
+        """
+        await self._command(Measure(digest), _header_of(digest), Pull(digest, chunk=chunk))
+        deadline = self._deadlines.for_pull(packed_length)
+        same = await self._length() == packed_length
+        first = await self._answer(deadline, may_refuse=True)
+        if not (same and isinstance(first, Take) and await self._bytes(first) == head):
+            return None
+        rest = await self._answer(deadline, may_refuse=True)
+        if not (isinstance(rest, Take) and rest.length == packed_length - chunk * CHUNK_STEP):
+            return None
+        return self._body(rest)
+
+    async def glimpse(self, digest: Digest) -> PackedStat | None:
+        """Length and header from a sound server, in one round trip and without a body.
+
+        None where the blob was replaced between the two, so that they do not belong together.
+        Raises BlobNotFound, and CorruptBlob for what has no sound header. SIZE goes last: from a
+        server that sends more than the range, something else comes there (RemoteProtocolError).
+        """
+        await self._command(_header_of(digest), Measure(digest))
+        answer = await self._answer(self._deadlines.answer, may_refuse=True)
+        head = await self._bytes(answer) if isinstance(answer, Take) else b""
+        length = await self._length()
+        if length is None or isinstance(answer, Absent):
             raise BlobNotFound(digest)
+        if isinstance(answer, FileError) and length >= HEADER_LENGTH:
+            raise ServerRefused(f"{self._server} answers ERIO")
+        header = Header.parse(head)
+        stated = header.content_length
+        if header.compression is Compression.NONE and stated != length - HEADER_LENGTH:
+            # The length is all that tells the content's, or one of the two is of another blob.
+            return PackedStat(length, header) if await self.measure(digest) == length else None
+        return PackedStat(length, header)
+
+    async def has_sound_ranges(self, digest: Digest, packed_length: int) -> bool:
+        """See whether exactly the bytes of two small ranges come, on a connection for this only.
+
+        A deployed server goes on with the rest of the blob after the first, where the second is
+        announced by a sound one: with the blob's own hash, which no content can foresee. Where the
+        blob is long enough the second begins at 1 MiB, and the same bytes there are wrong ones.
+        Raises also what ``glimpse`` raises, and RemoteProtocolError: then it has none.
+        """
+        chunk = 1 if packed_length >= CHUNK_STEP + HEADER_LENGTH else 0
+        ranges = (_header_of(digest), Pull(digest, HEADER_LENGTH, chunk))
+        await self._command(*ranges, Measure(digest))
+        deadline = self._deadlines.for_pull(packed_length)
+        head = await self._bytes(self._taken(digest, await self._answer(deadline)))
+        Header.parse(head)
+        answer = await self._answer(deadline)
         if not isinstance(answer, Take):
-            raise self._unexpected(answer)
-        return self._body(answer)
+            return False
+        further = await self._bytes(answer)
+        in_step = isinstance(await self._answer(self._deadlines.question), PackedLength)
+        return in_step and (further == head) is (chunk == 0)
 
     async def peek(self, digest: Digest, packed_length: int) -> tuple[PackedStat, RemoteBody]:
         """Ask for the whole packed blob and look at its header; the body can be read, or given up.
@@ -189,13 +273,9 @@ class ServerConnection:
         """
         await self._command(Pull(digest))
         answer = await self._answer(self._deadlines.for_pull(packed_length))
-        if isinstance(answer, Absent):
-            raise BlobNotFound(digest)
-        if not isinstance(answer, Take):
-            raise self._unexpected(answer)
-        body = self._body(answer)
+        body = self._body(self._taken(digest, answer))
         header = Header.parse(await body.peek(HEADER_LENGTH))
-        return PackedStat(answer.length, header), body
+        return PackedStat(body.length, header), body
 
     async def stream(self, digest: Digest, body: PackedBody) -> None:
         """Upload ``body`` with STRM; raises ServerRefused if the server does not store it.
@@ -282,6 +362,24 @@ class ServerConnection:
             raise ServerRefused(f"{self._server} answers ERIO")
         return event
 
+    async def _length(self) -> int | None:
+        """The answer to a SIZE that goes before a PULL; None where it tells no length."""
+        measured = await self._answer(self._deadlines.answer, may_refuse=True)
+        if isinstance(measured, BadRequest):  # it closes now: no answer to PULL will come
+            raise self._unexpected(measured)
+        return measured.length if isinstance(measured, PackedLength) else None
+
+    def _taken(self, digest: Digest, answer: Event) -> Take:
+        if isinstance(answer, Absent):
+            raise BlobNotFound(digest)
+        if not isinstance(answer, Take):
+            raise self._unexpected(answer)
+        return answer
+
+    async def _bytes(self, take: Take) -> bytes:
+        """A small body, all of it."""
+        return await self._body(take).skip(take.length, look_at=take.length)
+
     async def _next(self, deadline: float) -> Event:
         """The next event; all of it comes within ``deadline`` seconds, or TimedOut is raised."""
         event = self._next_event()
@@ -357,6 +455,23 @@ class RemoteBody:
             self._start = memoryview(bytes(self._start) + bytes(more[:got]))
         return bytes(self._start[:count])
 
+    async def skip(self, count: int, *, look_at: int = 0) -> bytes:
+        """Read ``count`` bytes that nobody wants; returns the first ``look_at`` of them.
+
+        ``length`` is then what is left. Raises RemoteProtocolError if there are not so many.
+        """
+        seen = b""
+        buffer = memoryview(bytearray(min(count, _SKIPPED)))
+        left = count
+        while left:
+            got = await self.readinto(buffer[:left])
+            if got == 0:
+                raise RemoteProtocolError("a body is shorter than what was to be skipped of it")
+            seen += buffer[: min(got, look_at - len(seen))]
+            left -= got
+        self.length -= count
+        return seen
+
     async def readinto(self, buffer: memoryview) -> int:
         if self._start:
             await trio.lowlevel.checkpoint()
@@ -371,6 +486,11 @@ class RemoteBody:
         count = await self._receive(buffer[:remaining])
         self._wire.received_body(count)
         return count
+
+
+def _header_of(digest: Digest) -> Pull:
+    """Asks a sound server for the header alone; a deployed one sends the whole blob instead."""
+    return Pull(digest, HEADER_LENGTH)
 
 
 def _chunked(piece: memoryview) -> list[bytes | memoryview]:

@@ -57,16 +57,15 @@ class Pool:
         self._places.release()
 
     def take_place(self) -> bool:
-        """Count one more connection that the caller has from elsewhere, if there is room for it."""
+        """Count one more connection that the caller has from elsewhere, if there is room for it.
+
+        ``release`` gives the place back, with the connection in it.
+        """
         try:
             self._places.acquire_nowait()
         except trio.WouldBlock:
             return False
         return True
-
-    def free_place(self) -> None:
-        """Give back what ``take_place`` took."""
-        self._places.release()
 
     def close(self) -> None:
         """Close the idle connections, and those in use when they are released.

@@ -15,9 +15,17 @@ import trio
 from cafsfs.client.connection import RemoteBody, ServerConnection
 from cafsfs.client.pipeline import Batch, Source
 from cafsfs.client.pool import Pool
+from cafsfs.client.ranges import Ranges
+from cafsfs.client.resuming import ResumingBody
 from cafsfs.client.servers import Deadlines, Server
 from cafsfs.digest import Digest
-from cafsfs.errors import ConnectionBroken, RangeError, UsageError
+from cafsfs.errors import (
+    ConnectionBroken,
+    RangeError,
+    RemoteProtocolError,
+    ServerRefused,
+    UsageError,
+)
 from cafsfs.store.contracts import (
     Failures,
     PackedBody,
@@ -27,6 +35,7 @@ from cafsfs.store.contracts import (
     PackedTaker,
     Wanted,
 )
+from cafsfs.store.memory import MemoryBody
 from cafsfs.wire import MAX_ROOT
 
 T = TypeVar("T")
@@ -48,9 +57,13 @@ class RemoteStore(PackedStore):
 
     With ``parking``, as a mount wants it, large bodies have one pool, and questions (SIZE, CHCK)
     and blobs that were just measured as small another, of connections that are made and answered
-    within ``deadlines.question``: a lookup succeeds while all of ``connections`` are busy. And a
-    probe for a header is parked for two seconds in a task of that nursery, so that an open which
-    follows goes on with it: one lookup and one open make one PULL.
+    within ``deadlines.question``: a lookup succeeds while all of ``connections`` are busy.
+
+    A server is tested once for sound ranges, with the first large blob whose size is wanted. A
+    sound one is asked for the header alone, and a pull from it whose connection breaks goes on
+    where it was. From others the header comes with the whole blob behind it, on a connection of its
+    own: with ``parking`` it is parked for two seconds in a task of that nursery, so that an open
+    which follows goes on with it, and one lookup and one open make one PULL.
     """
 
     def __init__(
@@ -65,6 +78,8 @@ class RemoteStore(PackedStore):
         self.name = str(server)
         self._deadlines = deadlines or Deadlines()
         self._connect = partial(ServerConnection.open, server, _encode(root), self._deadlines)
+        self._open_probe = partial(self._connect, receive_buffer=_PROBE_BUFFER)
+        self._ranges = Ranges(self.name, self._open_probe)
         self._connections = connections
         self._bulk = Pool(self._connect, limit=connections)
         self._quick = self._bulk
@@ -97,17 +112,22 @@ class RemoteStore(PackedStore):
         return absent
 
     async def inspect(self, digest: Digest) -> PackedStat:
+        if self._ranges.known_sound:
+            stat = await self._glimpse(digest)
+            if stat is not None:
+                self._note_size(digest, stat.length)
+                return stat
         connection, length = await self._ask(self._quick, lambda each: each.measure(digest))
         self._quick.release(connection)
+        self._note_size(digest, length)
         if length <= SMALL:
-            self._small[digest] = None
-            if len(self._small) > _REMEMBERED:
-                self._small.popitem(last=False)
             return PackedStat(length, None)
         async with self._probes:
-            # A probe that goes on to be the pull needs a receive buffer as the kernel makes it:
-            # one that was set before connecting would keep its window below 64 KiB.
-            probe = await self._connect(receive_buffer=None if self._parking else _PROBE_BUFFER)
+            if await self._ranges.are_sound(digest, length):
+                stat = await self._glimpse(digest)
+                if stat is not None:
+                    return stat
+            probe = await self._open_probe(must_grow=self._parking is not None)
             try:
                 stat, body = await probe.peek(digest, length)
             except BaseException:
@@ -115,6 +135,28 @@ class RemoteStore(PackedStore):
                 raise
         self._park(digest, _Parked(probe, body))
         return stat
+
+    async def _glimpse(self, digest: Digest) -> PackedStat | None:
+        """What a sound server tells in one round trip; None if that is of no use."""
+
+        async def glimpse(connection: ServerConnection) -> PackedStat | None:
+            try:
+                return await connection.glimpse(digest)
+            except ServerRefused:  # what it says to a PULL of the whole blob tells more
+                return None
+            except RemoteProtocolError as error:
+                self._ranges.condemn(error)
+                return None
+
+        connection, stat = await self._ask(self._quick, glimpse)
+        self._quick.release(connection)
+        return stat
+
+    def _note_size(self, digest: Digest, length: int) -> None:
+        if length <= SMALL:
+            self._small[digest] = None
+            if len(self._small) > _REMEMBERED:
+                self._small.popitem(last=False)
 
     def _park(self, digest: Digest, parked: _Parked) -> None:
         if self._parking is None or digest in self._parked:
@@ -141,30 +183,64 @@ class RemoteStore(PackedStore):
         self, digest: Digest, *, offset: int = 0, length: int | None = None
     ) -> AsyncIterator[PackedBody]:
         if offset or length is not None:
-            # Deployed servers answer a range with the wrong bytes (protocol page, section 3.1).
-            raise RangeError("ranges of a remote blob are not supported")
+            lane, body = await self._begin_range(digest, offset, length)
+        else:
+            lane, whole = await self._begin(digest)
+            body = ResumingBody(
+                whole,
+                partial(self._reopen, digest, whole.length, lane),
+                on_lie=self._ranges.condemn,
+            )
+        try:
+            yield body
+        except BaseException:
+            # Whatever is wrong with these bytes, the next answer may be it too: never reuse it.
+            lane.keep = False
+            raise
+        finally:
+            lane.leave()
+
+    async def _begin(self, digest: Digest) -> tuple[_Lane, RemoteBody]:
         if digest in self._parked and self._bulk.take_place():
             parked = self._parked.pop(digest)
             parked.taken.set()
-            try:
-                yield parked.body
-            finally:
-                parked.connection.close()
-                self._bulk.free_place()
-            return
+            return _Lane(self._bulk, parked.connection, keep=False), parked.body
         pool = self._bulk
         if digest in self._small:
             del self._small[digest]
             pool = self._quick
         connection, body = await self._ask(pool, lambda each: each.pull(digest))
+        return _Lane(pool, connection), body
+
+    async def _begin_range(
+        self, digest: Digest, offset: int, length: int | None
+    ) -> tuple[_Lane, PackedBody]:
+        if not self._ranges.known_sound or length == 0:
+            connection, whole = await self._ask(self._quick, lambda each: each.measure(digest))
+            self._quick.release(connection)
+            if not await self._ranges.are_sound(digest, whole):
+                raise RangeError(f"{self.name} does not answer ranges with the right bytes")
+            if length == 0 and offset <= whole:
+                return _Lane(self._quick, None), MemoryBody(b"")
+        connection, body = await self._ask(
+            self._bulk, lambda each: each.pull_range(digest, offset, length)
+        )
+        return _Lane(self._bulk, connection), body
+
+    async def _reopen(
+        self, digest: Digest, packed_length: int, lane: _Lane, head: bytes, chunk: int
+    ) -> RemoteBody | None:
+        """The rest of a body that broke off; None where it cannot be had of this server."""
+        if not await self._ranges.are_sound(digest, packed_length):
+            return None
+        connection = await lane.renew()
         try:
-            yield body
-        except BaseException:
-            # Whatever is wrong with these bytes, the next answer may be it too: never reuse it.
-            connection.close()
-            raise
-        finally:
-            pool.release(connection)
+            return await connection.pull_rest(digest, packed_length, head, chunk)
+        except ServerRefused:
+            return None
+        except RemoteProtocolError as error:
+            self._ranges.condemn(error)
+            return None
 
     async def fetch_many(
         self, wanted: Sequence[Wanted], taker: PackedTaker, *, at_once: int | None = None
@@ -213,6 +289,33 @@ class RemoteStore(PackedStore):
         except BaseException:
             pool.release(connection)
             raise
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The place in a pool that a body has, and its connection: None while it has neither."""
+
+    pool: Pool
+    connection: ServerConnection | None
+    keep: bool = True
+
+    async def renew(self) -> ServerConnection:
+        """Another connection in the place of one that broke; raises as ``Pool.acquire``."""
+        dead, self.connection = self.connection, None
+        if dead is None:
+            connection = await self.pool.acquire()
+        else:
+            connection = await self.pool.replace(dead)
+        self.connection, self.keep = connection, True
+        return connection
+
+    def leave(self) -> None:
+        """Give back what there is to give back."""
+        if self.connection is None:
+            return
+        if not self.keep:
+            self.connection.close()
+        self.pool.release(self.connection)
 
 
 @dataclass(slots=True, eq=False)

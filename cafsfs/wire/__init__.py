@@ -4,6 +4,7 @@ from cafsfs.wire.connection import NEED_DATA, Connection, NeedData
 from cafsfs.wire.messages import (
     CHUNK_PREFIX_LENGTH,
     CHUNK_STEP,
+    MAX_CHUNK,
     MAX_ROOT,
     MAX_STREAM_CHUNK,
     Aborted,
@@ -36,6 +37,7 @@ from cafsfs.wire.states import Role, State
 __all__ = [
     "CHUNK_PREFIX_LENGTH",
     "CHUNK_STEP",
+    "MAX_CHUNK",
     "MAX_ROOT",
     "MAX_STREAM_CHUNK",
     "NEED_DATA",

@@ -17,6 +17,7 @@ KEY_LENGTH = len(HASH_TYPE) + DIGEST_LENGTH
 TAG_LENGTH = 4
 MAX_ROOT = 255  # bytes; its length travels in one byte
 CHUNK_STEP = 1 << 20  # bytes; PULL addresses blobs in steps of 1 MiB
+MAX_CHUNK = (1 << 32) - 1  # it travels as a u32
 MAX_LENGTH = (1 << 63) - 1  # bytes; what is longer fits no file (off_t), whatever a u64 can say
 MAX_STREAM_CHUNK = 65534  # bytes; 65535 on the wire means: aborted
 CHUNK_PREFIX_LENGTH = 2  # bytes
@@ -24,7 +25,6 @@ END_OF_CHUNKS = (0).to_bytes(CHUNK_PREFIX_LENGTH, "little")
 ABORT_OF_CHUNKS = (65535).to_bytes(CHUNK_PREFIX_LENGTH, "little")
 
 _MAX_VERSION = 999  # three digits
-_MAX_U32 = (1 << 32) - 1
 _MAX_U64 = (1 << 64) - 1
 
 
@@ -111,7 +111,7 @@ class Take:
 
     def __post_init__(self) -> None:
         _require("length", self.length, MAX_LENGTH)
-        _require("chunk", self.chunk, _MAX_U32)
+        _require("chunk", self.chunk, MAX_CHUNK)
 
     def encode(self) -> bytes:
         return b"TAKE" + encode_key(self.digest) + _encode_range(self.length, self.chunk)
@@ -181,7 +181,7 @@ class Pull:
 
     def __post_init__(self) -> None:
         _require("length", self.length, _MAX_U64)
-        _require("chunk", self.chunk, _MAX_U32)
+        _require("chunk", self.chunk, MAX_CHUNK)
 
     def encode(self) -> bytes:
         return b"PULL" + encode_key(self.digest) + _encode_range(self.length, self.chunk)

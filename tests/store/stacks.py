@@ -165,7 +165,7 @@ async def remote(directory: Path) -> AsyncIterator[PackedStack]:
     async with trio.open_nursery() as nursery:
         addresses = await nursery.start(server.serve, "127.0.0.1", 0)
         store = RemoteStore(Server(*addresses[0]), "/data")
-        yield PackedStack(store, partial(spoil_file, root), ranges=False)
+        yield PackedStack(store, partial(spoil_file, root))
         store.close()
         server.stop()
 

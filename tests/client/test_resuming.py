@@ -1,0 +1,263 @@
+"""Bodies whose connection breaks in the middle, and that go on where the same bytes are had."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from cafsfs.client.remote import RemoteStore
+from cafsfs.client.servers import Server
+from cafsfs.errors import ConnectionBroken, TimedOut, Unreachable
+from cafsfs.store.contracts import PackedBody
+from cafsfs.store.memory import MemorySink
+from cafsfs.store.unpacking import UnpackingStore
+from tests.bad_server import MIB, BadServer, Fault, Phase, bad_server, pack
+from tests.server.stand import digest_of
+
+CONTENT = Random(1).randbytes(8 * MIB)
+DIGEST = digest_of(CONTENT)
+PACKED = pack(CONTENT)
+
+
+async def read(body: PackedBody, count: int) -> bytes:
+    packed = bytearray(count)
+    view = memoryview(packed)
+    while view and (got := await body.readinto(view)):
+        view = view[got:]
+    return bytes(packed[: count - len(view)])
+
+
+BREAKS = [
+    pytest.param(at, then, id=f"{at}-{then}")
+    for at in (MIB, MIB + 1, 3 * MIB - 1, 5 * MIB + 12345, len(PACKED) - 1)
+    for then in ("close", "reset")
+]
+
+
+def breaks(at: int, then: Any = "close") -> Fault:
+    return Fault(after=at, then=then)
+
+
+@asynccontextmanager
+async def meeting(ranges: str = "sound", **options: Any) -> AsyncIterator[tuple[BadServer, Any]]:
+    async with bad_server(ranges=ranges) as server:
+        remote = RemoteStore(Server("127.0.0.1", server.port), "/root", **options)
+        server.put(CONTENT)
+        try:
+            yield server, remote
+        finally:
+            remote.close()
+
+
+async def fetched(remote: RemoteStore) -> bytes:
+    async with remote.fetch(DIGEST) as body:
+        assert body.length == len(PACKED)
+        return await read(body, len(PACKED) + 1)
+
+
+@pytest.mark.parametrize(("at", "then"), BREAKS)
+async def test_a_body_goes_on_where_it_broke(at: int, then: str) -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(at, then), times=1)
+        assert await fetched(remote) == PACKED
+        if then == "close" and at > MIB:  # a reset throws away what was not read yet
+            assert server.pulls == 1
+        await wait_all_tasks_blocked(0.01)
+        assert server.open == 1  # and is kept: it is as good as any
+
+
+async def test_only_what_is_missing_is_sent_again() -> None:
+    async with meeting() as (server, remote):
+        server.fault(Phase.BODY, breaks(6 * MIB + 1), times=1)
+        await fetched(remote)
+        await server.hang_up()
+        assert sum(server.travelled) < len(PACKED) + MIB + (64 << 10)
+
+
+async def test_the_server_is_tested_then_where_it_was_not_before() -> None:
+    async with meeting() as (server, remote):
+        server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+        assert await fetched(remote) == PACKED
+        assert (server.pulls, server.ranged) == (1, 2 + 2)
+
+
+async def test_a_deployed_server_is_not_asked_to_go_on() -> None:
+    async with meeting("broken") as (server, remote):
+        server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+        with pytest.raises(ConnectionBroken):
+            await fetched(remote)
+        await wait_all_tasks_blocked(0.01)
+        assert server.open == 0
+        for _ in range(2):
+            server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+            with pytest.raises(ConnectionBroken):
+                await fetched(remote)
+        assert (server.pulls, server.ranged) == (3, 1)
+        assert await fetched(remote) == PACKED
+
+
+async def test_below_a_mebibyte_it_begins_anew() -> None:
+    async with meeting() as (server, remote):
+        server.fault(Phase.BODY, breaks(MIB - 1), times=1)
+        with pytest.raises(ConnectionBroken):
+            await fetched(remote)
+        assert (server.pulls, server.ranged) == (1, 0)
+
+
+REPLACEMENTS = {
+    "another length": pack(CONTENT, "zstd", level=1),
+    "another header": pack(CONTENT, flags=1),
+    "nothing": None,
+    "shorter than what was read": pack(bytes(100)),
+}
+
+
+@pytest.mark.parametrize("packed", REPLACEMENTS.values(), ids=list(REPLACEMENTS))
+async def test_a_blob_that_was_replaced_is_not_spliced(packed: bytes | None) -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB + 1), times=1)
+        async with remote.fetch(DIGEST) as body:
+            if packed is None:
+                del server.blobs[DIGEST.raw]
+            else:
+                server.have(DIGEST.hex, packed)
+            assert await read(body, 5 * MIB + 1) == PACKED[: 5 * MIB + 1]
+            with pytest.raises(ConnectionBroken):  # what RetryingStore begins anew
+                await read(body, 1)
+        await wait_all_tasks_blocked(0.01)
+        assert server.open <= 1
+
+
+async def test_other_bytes_than_before_are_not_gone_on_with(
+    expect_log: Callable[[str], None],
+) -> None:
+    """The length and the header are the same: only a broken server does that."""
+    expect_log("WARNING cafsfs.client.ranges: a body .* has other bytes there; asking .* no more")
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB + 1), times=1)
+        server.fault(Phase.BODY, Fault(spoil=0), skip=1, times=1)
+        with pytest.raises(ConnectionBroken):
+            await fetched(remote)
+        ranged = server.ranged
+        server.fault(Phase.BODY, breaks(5 * MIB + 1), times=1)
+        with pytest.raises(ConnectionBroken):
+            await fetched(remote)
+        assert server.ranged == ranged
+
+
+async def test_a_server_that_falls_out_of_step_is_not_gone_on_with(
+    expect_log: Callable[[str], None],
+) -> None:
+    expect_log("WARNING cafsfs.client.ranges: .* for no more ranges")
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.ranges = "broken"
+        server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+        with pytest.raises(ConnectionBroken):
+            await fetched(remote)
+
+
+async def test_the_hash_decides_whatever_way_the_bytes_came() -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(3 * MIB), times=1)
+        server.fault(Phase.BODY, breaks(3 * MIB), skip=1, times=1)
+        sink = MemorySink()
+        store = UnpackingStore(remote, limiter=trio.CapacityLimiter(1))
+        assert (await store.pull(DIGEST, sink)).size == len(CONTENT)
+        assert bytes(sink.content) == CONTENT
+        assert server.pulls == 1
+
+
+# --- how often
+
+
+async def test_it_goes_on_as_long_as_it_moves(jumping_clock: MockClock) -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(2 * MIB), times=1)
+        for number in range(1, 6):  # between two bodies that break comes a header
+            server.fault(Phase.BODY, breaks(2 * MIB), skip=number, times=1)
+        assert await fetched(remote) == PACKED
+        assert server.pulls == 1
+
+
+async def test_it_is_given_up_when_it_does_not_move(jumping_clock: MockClock) -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(2 * MIB + 1), times=1)
+        server.fault(Phase.BODY, breaks(10))
+        with pytest.raises(ConnectionBroken):
+            await fetched(remote)
+        await wait_all_tasks_blocked(0.01)
+        assert server.ranged == 3 + 3  # three attempts, each ended at the header
+        assert server.open == 0
+
+
+async def test_a_server_that_is_restarted_meanwhile(jumping_clock: MockClock) -> None:
+    """At first it hangs up on whoever connects."""
+    async with meeting(connections=1) as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+        server.fault(Phase.GREETING, Fault(then="reset"), times=1)
+        assert await fetched(remote) == PACKED
+        assert await fetched(remote) == PACKED  # the only place of the pool is free again
+
+
+async def test_a_server_that_is_gone(jumping_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        server = BadServer(ranges="sound")
+        await nursery.start(server.serve)
+        remote = RemoteStore(Server("127.0.0.1", server.port), "/root", connections=1)
+        server.put(CONTENT)
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+        with trio.CancelScope(shield=True):
+            async with remote.fetch(DIGEST) as body:
+                assert await read(body, 4 * MIB) == PACKED[: 4 * MIB]
+                nursery.cancel_scope.cancel()
+                with pytest.raises(Unreachable):
+                    await read(body, len(PACKED))
+            with pytest.raises(Unreachable):  # the only place of the pool is free again
+                await fetched(remote)
+        remote.close()
+
+
+async def test_a_server_that_freezes_has_its_deadline(jumping_clock: MockClock) -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+        server.fault(Phase.BODY, Fault(then="stall"), times=1)
+        began = trio.current_time()
+        with pytest.raises(TimedOut):
+            await fetched(remote)
+        assert 29 < trio.current_time() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("phase", "skip"),
+    [(Phase.GREETING, 0), (Phase.SIZE, 1), (Phase.PULL, 1), (Phase.BODY, 0), (Phase.BODY, 1)],
+)
+async def test_cancelled_while_going_on(phase: Phase, skip: int) -> None:
+    async with meeting(connections=1) as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+        server.fault(phase, Fault(then="stall"), skip=skip, times=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetched, remote)
+            await wait_all_tasks_blocked(0.02)
+            assert nursery.child_tasks
+            nursery.cancel_scope.cancel()
+        await wait_all_tasks_blocked(0.01)
+        assert server.open == 0
+        assert await fetched(remote) == PACKED
+        assert server.open == 1
