@@ -238,7 +238,7 @@ class ServerConnection:
         if isinstance(answer, FileError) and length >= HEADER_LENGTH:
             raise ServerRefused(f"{self._server} answers ERIO")
         header = Header.parse(head)
-        stated = header.content_length
+        stated = header.content_length or 0
         if header.compression is Compression.NONE and stated != length - HEADER_LENGTH:
             # The length is all that tells the content's, or one of the two is of another blob.
             return PackedStat(length, header) if await self.measure(digest) == length else None

@@ -61,7 +61,8 @@ class Ranges:
 
     def condemn(self, reason: object) -> None:
         """Use no range of this server any more: one has proved wrong."""
-        log.warning("%s; asking %s for no more ranges", reason, self._name)
+        if self.known_sound:
+            log.warning("%s; asking %s for no more ranges", reason, self._name)
         self._verdict = _Verdict.UNSOUND
 
     async def _test(self, digest: Digest, packed_length: int) -> None:

@@ -266,3 +266,44 @@ async def test_our_server_is_sound(tmp_path: Path) -> None:
         assert [await remote.inspect(DIGEST) for _ in range(2)] == [expected] * 2
         assert await fetched(remote, MIB + 3, 5) == PACKED[MIB + 3 : MIB + 8]
         remote.close()
+
+
+class Turns:
+    """A line to a server that counts how often the client speaks after the server has."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._speaker = "server"
+        self.taken = 0
+
+    async def join(self, client: trio.SocketStream) -> None:
+        server = await trio.open_tcp_stream("127.0.0.1", self._port)
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._forward, "client", client, server)
+            nursery.start_soon(self._forward, "server", server, client)
+
+    async def _forward(self, who: str, source: trio.SocketStream, to: trio.SocketStream) -> None:
+        async for data in source:
+            self.taken += who == "client" != self._speaker
+            self._speaker = who
+            await to.send_all(data)
+
+
+async def test_first_byte_of_a_cold_blob_is_there_after_two_round_trips(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    async with serving(tmp_path) as stand:
+        stand.keep(PACKED, DIGEST)
+        line = Turns(stand.port)
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, line.join, [listener])
+        port = listener.socket.getsockname()[1]
+        remote = RemoteStore(Server("127.0.0.1", port), "/root")
+        await remote.inspect(DIGEST)
+        line.taken = 0
+        stat = await remote.inspect(DIGEST)
+        assert (stat.length, line.taken) == (len(PACKED), 1)
+        async with remote.fetch(DIGEST) as body:
+            assert await body.readinto(memoryview(bytearray(100))) == 100
+            assert line.taken == 2
+        remote.close()

@@ -186,9 +186,12 @@ async def test_a_parked_probe_is_given_up_after_a_while(
     autojump_clock.autojump_threshold = 0.05  # the sockets are real
     async with bad_server() as server, remote_of(server, parking=nursery) as remote:
         server.put(LARGE)
+        await judged(remote, server)
         await remote.inspect(digest_of(LARGE))
         await trio.sleep(2.5)
         assert "parked=0" in repr(remote)
+        [travelled] = server.travelled
+        assert travelled < 16 << 10
         await fetched(remote, digest_of(LARGE))
         assert server.pulls == 2
 
