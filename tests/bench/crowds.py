@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import cache
 from pathlib import Path
 
 from tests.bench.children import run
@@ -22,6 +23,7 @@ _ROOM = 3  # giants in the cache
 _PATIENCE = 60.0  # seconds until all of them have
 
 
+@cache
 def first_byte(*, far: bool) -> Run:
     """Stat, open and read the first 4 KiB of a cold blob, with a connection in the pool."""
 
@@ -36,6 +38,7 @@ def first_byte(*, far: bool) -> Run:
     return measure
 
 
+@cache
 def round_trips(*, far: bool) -> Run:
     """Four round trips and 5 ms: so long a first byte may take."""
 
@@ -47,6 +50,7 @@ def round_trips(*, far: bool) -> Run:
     return measure
 
 
+@cache
 def read_beside(stalled: int) -> Run:
     """Read a cached blob while so many readers of cold ones wait for a server that is stopped."""
 
@@ -71,6 +75,7 @@ def _upload(stage: Stage) -> str:
     return stage.ask(FILLING, "packed", stage.root(ROOT), path, "NONE", 0)
 
 
+@cache
 def read_all(compression: str) -> Run:
     """Open and read very many cold blobs at once, until every reader has got on."""
 

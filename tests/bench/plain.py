@@ -38,7 +38,10 @@ def make_words(path: str, size: str) -> str:
     chance = random.Random(int(size))
     words = [chance.randbytes(chance.randint(2, 9)).hex().encode() for _ in range(_WORDS)]
     least = STEP // 4  # the shortest word has so many bytes
-    pieces = [b"".join(chance.choices(words, k=least))[:STEP] for _ in range(_PIECES)]
+    pieces = [
+        b"".join(chance.choices(words, k=least))[:STEP]
+        for _ in range(min(_PIECES, -(-int(size) // STEP)))
+    ]
     return _write(path, int(size), lambda: chance.choice(pieces))
 
 

@@ -127,12 +127,13 @@ def _read(
     amount: Callable[[Stage], float] = _mebibytes,
 ) -> Iterator[Row]:
     """The same read of what is cached, beside plain files and beside rclone."""
+    ours = what.at(reading.in_mount)
     peers = (("", PLAIN_READ, reading.in_files, None), ("-rclone", RCLONE, reading.in_rclone, aim))
     for suffix, peer_name, where, least in peers:
         yield Row(
             name=f"{name}{suffix}",
             work=work,
-            ours=what.at(reading.in_mount),
+            ours=ours,
             peer=what.at(where),
             peer_name=peer_name,
             aim=least,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from tests.bench.stage import RAW, ROOT, Run, Sample, Stage
 
 SLOW = 900  # connections; the server takes a thousand
 
 
+@cache
 def pulled_by(clients: int) -> Run:
     """As many bytes as the big blob has, shared among so many clients."""
 

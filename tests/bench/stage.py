@@ -200,13 +200,11 @@ class Stage:
             raise BenchError("what came back is not what was uploaded")
 
     @contextmanager
-    def mount(
-        self, cache: Path, *, root: str = ROOT, address: str = "", options: Sequence[str] = ()
-    ) -> Iterator[Place]:
+    def mount(self, cache: Path, *, address: str = "") -> Iterator[Place]:
         """A fresh mount; the peak of its daemon counts afterwards."""
-        uri = f"cafs://{address or self.address}/{root}"
+        uri = f"cafs://{address or self.address}/{ROOT}"
         with self.mount_point() as point:
-            arguments = ("--cache-dir", str(cache), *options, uri, str(point))
+            arguments = ("--cache-dir", str(cache), uri, str(point))
             with self.child(
                 python("cafsfs", "mount", "--foreground", *arguments), "mount"
             ) as daemon:
@@ -216,8 +214,7 @@ class Stage:
     @contextmanager
     def mount_point(self) -> Iterator[Path]:
         """An empty directory; whatever is mounted on it afterwards is taken away."""
-        point = self.directory / "mount"
-        point.mkdir()
+        point = Path(tempfile.mkdtemp(prefix="mount-", dir=self.directory))
         try:
             yield point
         finally:

@@ -1,6 +1,11 @@
-"""Pulls and uploads: by a client, ours or the peer's, and out of a mount."""
+"""Pulls and uploads: by a client, ours or the peer's, and out of a mount.
+
+What makes a run makes it once, here and in its neighbours: rows that do the same share it.
+"""
 
 from __future__ import annotations
+
+from functools import cache
 
 from tests.bench.children import BenchError
 from tests.bench.stage import PLAIN, ROOT, Run, Sample, Stage
@@ -11,6 +16,7 @@ BATCH = 2_000
 _UPLOADS = "uploads"
 
 
+@cache
 def pull(module: str, compression: str = "NONE") -> Run:
     """Pull the blob that is stored in this way to a new file."""
 
@@ -24,6 +30,7 @@ def pull(module: str, compression: str = "NONE") -> Run:
     return run
 
 
+@cache
 def put(module: str, compression: str = "NONE") -> Run:
     """Upload a file that the server does not have."""
 
@@ -41,6 +48,7 @@ def put(module: str, compression: str = "NONE") -> Run:
     return run
 
 
+@cache
 def pull_batch(module: str, *, far: bool) -> Run:
     """Pull many small blobs, from the server or over the long line."""
 
