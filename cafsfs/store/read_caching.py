@@ -32,6 +32,7 @@ from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, Content
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 1 << 17  # stats of blobs that are not cached; about 40 MB at most
+_CHEAP = 256 << 10  # bytes of a blob of which a server can be asked everything
 _MENDS = 3  # times that a read has a blob pulled anew, which somebody spoils again and again
 _SOON_HASHED = 64 << 20  # bytes: 20 ms from memory, and less than a second from most disks
 _OPEN_FOLLOWS = 2.0  # seconds from a lookup to the open that it was for, mostly
@@ -522,7 +523,7 @@ class ReadCachingStore(ContentStore):
             with suppress(BlobNotFound, StoreError):
                 return await self._cache.stat(digest)
         try:
-            stat = await self._upstream.stat(digest)
+            stat = await self._ask(digest, looked)
         except CafsError:
             if looked.present:
                 with suppress(BlobNotFound, StoreError):
@@ -540,9 +541,20 @@ class ReadCachingStore(ContentStore):
                     self._nursery.start_soon(self._close_later, blob)
                 else:
                     self.close(blob)
-            self._cache.ledger.remember_length(digest, file.size)
+        self._cache.ledger.remember_length(digest, stat.size)
         self._remember(digest, stat)
         return stat
+
+    async def _ask(self, digest: Digest, looked: Looked) -> BlobStat:
+        """What upstream says. A length that is known already is not asked for again.
+
+        To tell that of a large blob, a deployed server reads all of it (protocol page, 3.4).
+        """
+        if looked.present or (looked.size or 0) <= _CHEAP:
+            return await self._upstream.stat(digest)
+        if await self._upstream.find_missing([digest]):
+            raise BlobNotFound(digest)
+        return BlobStat(size=looked.size)
 
     def _check_size(self, digest: Digest, stat: BlobStat) -> None:
         """A length that was given out and proves wrong would truncate every copy: fail instead.
@@ -552,6 +564,7 @@ class ReadCachingStore(ContentStore):
         told = self._told.get(digest)
         self._remember(digest, stat)
         if told is not None and told.size not in {None, stat.size}:
+            self._cache.ledger.remember_length(digest, stat.size)
             self.on_size_changed(digest)
             raise CorruptBlob(f"{digest} has {stat.size} bytes, {told.source} said {told.size}")
 
@@ -563,4 +576,5 @@ class ReadCachingStore(ContentStore):
 
     def _retract(self, digest: Digest) -> None:
         if self._told.pop(digest, None) is not None:
+            self._cache.ledger.remember_length(digest, None)
             self.on_size_changed(digest)

@@ -1140,6 +1140,40 @@ async def test_a_length_that_only_a_pull_tells_is_remembered_for_good(
     await bench.cache.keeper.flush()
     bench.caches.crash(bench.cache)
     later = await both(bench, nursery)
-    stat = await later.store.stat(DIGEST)
-    assert (stat.size, stat.source) == (len(CONTENT), "scripted")
-    assert bench.upstream.calls == ["stat", "pull", "stat"]
+    assert (await later.store.stat(DIGEST)).size == len(CONTENT)
+    # A server that lies about lengths is not to be asked for them; but is the blob still there?
+    assert bench.upstream.calls == ["stat", "pull", "find_missing"]
+
+
+async def test_a_length_that_a_server_has_told_is_not_asked_for_again(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    await bench.store.stat(DIGEST)
+    await bench.cache.keeper.flush()
+    bench.caches.crash(bench.cache)
+    later = await both(bench, nursery)
+    assert (await later.store.stat(DIGEST)).size == len(CONTENT)
+    assert bench.upstream.calls == ["stat", "find_missing"]
+    del bench.upstream.blobs[DIGEST]
+    bench.caches.crash(later.cache)
+    gone = await both(bench, nursery)
+    with pytest.raises(BlobNotFound):
+        await gone.store.stat(DIGEST)
+
+
+@pytest.mark.parametrize("found_out", ["by its length", "by its hash"])
+async def test_a_length_that_proves_wrong_is_forgotten(
+    bench: Bench, nursery: trio.Nursery, found_out: str
+) -> None:
+    bench.upstream.told[DIGEST] = len(CONTENT) - 1
+    await bench.store.stat(DIGEST)
+    if found_out == "by its hash":
+        bench.upstream.errors = [CorruptBlob("the wrong hash")]
+    with pytest.raises(CorruptBlob):
+        await read(bench)
+    await bench.cache.remove([DIGEST])
+    await bench.cache.keeper.flush()
+    bench.caches.crash(bench.cache)
+    bench.upstream.told.clear()
+    later = await both(bench, nursery)
+    assert (await later.store.stat(DIGEST)).size == len(CONTENT)

@@ -130,12 +130,15 @@ class Totals:
 
 @dataclass(slots=True)
 class Changes:
-    """What ``apply`` writes, in its order: removed, entries, uses, lengths. Empty is false."""
+    """What ``apply`` writes, in its order: removed, entries, uses, lengths. Empty is false.
+
+    A length that is None is to be forgotten.
+    """
 
     entries: dict[Digest, Entry] = field(default_factory=dict)
     uses: dict[Digest, float] = field(default_factory=dict)
     removed: set[Digest] = field(default_factory=set)
-    lengths: dict[Digest, int] = field(default_factory=dict)
+    lengths: dict[Digest, int | None] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.entries) + len(self.uses) + len(self.removed) + len(self.lengths)
@@ -255,10 +258,13 @@ class Index:
                 "UPDATE blobs SET used = ?1 WHERE digest = ?2 AND used < ?1",
                 ((used, digest.raw) for digest, used in changes.uses.items()),
             )
+            known = {each: size for each, size in changes.lengths.items() if size is not None}
             db.executemany(
                 "INSERT OR REPLACE INTO lengths VALUES(?, ?)",
-                ((digest.raw, size) for digest, size in changes.lengths.items()),
+                ((digest.raw, size) for digest, size in known.items()),
             )
+            wrong = changes.lengths.keys() - known.keys()
+            db.executemany("DELETE FROM lengths WHERE digest = ?", _keys(wrong))
 
         if changes:
             self._write(write)
@@ -308,7 +314,7 @@ class Index:
         return int(self._read(lambda db: db.execute(query).fetchone()[0]))
 
     def length(self, digest: Digest) -> int | None:
-        """Bytes of content, of a blob that was unpacked once; also when its row is gone."""
+        """Bytes of content that somebody has told, or a pull; also when its row is gone."""
         query = "SELECT size FROM lengths WHERE digest = ?"
         row = self._read(lambda db: db.execute(query, (digest.raw,)).fetchone())
         return None if row is None else int(row[0])

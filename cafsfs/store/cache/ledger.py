@@ -143,8 +143,8 @@ class Ledger:
         """Believe nothing of a blob that was known; False if it was not."""
         return self._known.pop(digest, None) is not None
 
-    def remember_length(self, digest: Digest, size: int) -> None:
-        """The size of a blob that only unpacking tells, for good."""
+    def remember_length(self, digest: Digest, size: int | None) -> None:
+        """The size of a blob, for good; None: what is remembered has proved wrong."""
         self._pending.lengths[digest] = size
 
     # --- open files
