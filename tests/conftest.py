@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,9 +69,11 @@ def no_descriptor_left() -> Iterator[None]:
     """Fails the test if it leaves a file or socket open."""
     before = _descriptors()
     yield
-    left = {number: to for number, to in _descriptors().items() if before.get(number) != to}
-    if left:
-        pytest.fail(f"left open: {left}")
+    deadline = time.monotonic() + 5  # large files are closed in threads of their own
+    while left := {each: to for each, to in _descriptors().items() if before.get(each) != to}:
+        if time.monotonic() > deadline:
+            pytest.fail(f"left open: {left}")
+        time.sleep(0.01)
 
 
 def _descriptors() -> dict[str, str]:

@@ -146,6 +146,13 @@ def set_read_ahead(minor: int, kilobytes: int) -> None:
     _read_ahead(minor).write_text(str(kilobytes))
 
 
+def set_max_background(minor: int, count: int) -> None:
+    """Let the kernel have so many page-cache requests under way; for who mounted, else OSError."""
+    directory = _CONNECTIONS / str(minor)
+    (directory / "max_background").write_text(str(count))
+    (directory / "congestion_threshold").write_text(str(count * 3 // 4))
+
+
 def kernel_settings(minor: int) -> dict[str, int | None]:
     """What the kernel does for a mount; None where it cannot be read (no fusectl, a container)."""
     return {

@@ -21,7 +21,7 @@ import trio
 
 from cafsfs.errors import CafsError, MountError, Unavailable
 from cafsfs.fuse import mounts
-from cafsfs.fuse.init_patch import patch_answer
+from cafsfs.fuse.init_patch import MAX_BACKGROUND, patch_answer
 from cafsfs.fuse.operations import Operations
 from cafsfs.metrics import Metrics
 from cafsfs.vfs.filesystem import FileSystem
@@ -37,6 +37,8 @@ _MESSAGE = 1 << 16  # bytes; INIT and its answer have about 100
 # What a lookup may wait for the network where lookups run one at a time.
 _HURRIED_LOOKUP = 1.0  # seconds
 _DROPPERS = 8  # threads
+_UNASKED_BACKGROUND = 12  # page-cache requests at once, where the kernel was not asked for more
+_LEFT_FREE = 4  # of them, for reads of other blobs than the stalled ones
 _NUDGE = 0.05  # seconds between attempts to end pyfuse3's first loop
 
 
@@ -69,7 +71,7 @@ class Session:
     def kernel_settings(self) -> dict[str, int | bool | None]:
         """What the kernel does for this mount, for stats.json."""
         seen = {} if self._minor is None else mounts.kernel_settings(self._minor)
-        return {"parallel_lookups": self.patched, **seen}
+        return {"parallel_lookups": self.patched, "max_tasks": _MAX_TASKS, **seen}
 
     async def run(self, ready: Callable[[], Awaitable[None]]) -> None:
         """Mount, serve until unmounted, aborted or stopped, and leave nothing mounted.
@@ -85,6 +87,8 @@ class Session:
             mounted = mounts.find_mount(self._point)
             self._minor = None if mounted is None else mounted.minor
             await self._start(fuse)
+            if not self.patched:
+                self._make_do()
             if not self._stopping:
                 await self._serve(fuse, ready)
         except Exception:
@@ -154,6 +158,19 @@ class Session:
             return answer
         self.patched = True
         return patched
+
+    def _make_do(self) -> None:
+        """Without the patch: by the kernel's files, or by letting few stalled reads wait.
+
+        The kernel holds up every read of the mount while max_background of them wait.
+        """
+        allowed = _UNASKED_BACKGROUND
+        if self._minor is not None:
+            with contextlib.suppress(OSError):  # no fusectl filesystem, or not ours to write to
+                mounts.set_max_background(self._minor, MAX_BACKGROUND)
+            allowed = mounts.kernel_settings(self._minor)["max_background"] or allowed
+        if allowed < MAX_BACKGROUND:
+            self._filesystem.limit_stalled_reads(max(1, allowed - _LEFT_FREE))
 
     # --- while it runs
 

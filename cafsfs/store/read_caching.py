@@ -36,6 +36,8 @@ _CHEAP = 256 << 10  # bytes of a blob of which a server can be asked everything
 _MENDS = 3  # times that a read has a blob pulled anew, which somebody spoils again and again
 _SOON_HASHED = 64 << 20  # bytes: 20 ms from memory, and less than a second from most disks
 _OPEN_FOLLOWS = 2.0  # seconds from a lookup to the open that it was for, mostly
+_STALLED = 1.0  # seconds without progress after which a read counts as stalled, see StalledReads
+_NEARLY = 0.99  # of a time: clocks are no exact numbers
 _GLANCES = 10  # looks at the progress of a pull in the time that a reader waits without any
 # Of a blob that is read while it comes, this end is shown only when the hash is verified: who reads
 # wrong bytes gets to no end of file. A request of the kernel's is that large by default.
@@ -52,6 +54,32 @@ class _Pulling:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     progress: Progress = field(default_factory=Progress)
     anew: bool = False
+
+
+@dataclass(slots=True)
+class StalledReads:
+    """How many reads wait for pulls that have not moved for a second; and how many may."""
+
+    limit: int | None = None
+    count: int = 0
+
+    def glance(self, seconds: float) -> float:
+        """How long to wait before one looks whether a pull has moved."""
+        return seconds if self.limit is None else min(seconds, _STALLED)
+
+    def note(self, still: float, *, counted: bool) -> bool:
+        """A read has waited for so long without progress; is it to be ``counted`` from now on?
+
+        Raises TimedOut if there are too many.
+        """
+        if still < _STALLED:
+            self.count -= counted
+            return False
+        if not counted:
+            if self.limit is not None and self.count >= self.limit:
+                raise TimedOut(f"{self.count} reads wait already for pulls that do not move")
+            self.count += 1
+        return True
 
 
 @dataclass(slots=True)
@@ -74,10 +102,12 @@ class OpenBlob:
         self,
         digest: Digest,
         moving: Callable[[], int],
+        stalled: StalledReads,
         mend: Callable[[OpenBlob, CachedFile, CafsError], object],
     ) -> None:
         self.digest = digest
         self._moving = moving
+        self._stalled = stalled
         self._mend = mend
         self._stuck_at: int | None = None
         self.users = 0
@@ -94,23 +124,27 @@ class OpenBlob:
         more) without progress of the pull, or a tenth of that where somebody has waited in vain
         and nothing has moved since; how long it takes in all does not matter.
         """
+        counted = False
+        seen, since = self._progress(), trio.current_time()
         stuck_at = self._stuck_at  # where somebody before us has given up
-        seen: int | None = None
-        glances = 0
-        while isinstance(self.state, _Pulling):
-            pulling = self.state
-            file = None if end is None else pulling.progress.look(end)
-            if file is not None:
-                return file
-            progress = self._progress()
-            glances = glances + 1 if progress == seen else 0
-            seen = progress
-            # The kernel asks again after an error; where nothing has moved, it is told sooner.
-            if glances >= (1 if progress == stuck_at else _GLANCES):
-                self._stuck_at = progress
-                raise TimedOut(f"the pull of {self.digest} has not moved for {patience:g} s")
-            with trio.move_on_after(patience / _GLANCES):
-                await pulling.progress.news(end)
+        try:
+            while isinstance(self.state, _Pulling):
+                pulling = self.state
+                file = None if end is None else pulling.progress.look(end)
+                if file is not None:
+                    return file
+                if self._progress() != seen:
+                    seen, since = self._progress(), trio.current_time()
+                still = trio.current_time() - since
+                # The kernel asks again after an error; where nothing has moved, it is told sooner.
+                if still > _NEARLY * (patience / _GLANCES if seen == stuck_at else patience):
+                    self._stuck_at = seen
+                    raise TimedOut(f"the pull of {self.digest} has not moved for {patience:g} s")
+                counted = self._stalled.note(still, counted=counted)
+                with trio.move_on_after(self._stalled.glance(patience / _GLANCES)):
+                    await pulling.progress.news(end)
+        finally:
+            self._stalled.count -= counted
         match self.state:
             case _Ready(file):
                 return file
@@ -186,6 +220,7 @@ class ReadCachingStore(ContentStore):
         self._open: dict[Digest, OpenBlob] = {}
         self._inquiries: dict[Digest, _Inquiry] = {}
         self._told: OrderedDict[Digest, BlobStat] = OrderedDict()  # what servers said, or pulls
+        self.stalled = StalledReads()
         self.on_size_changed: Callable[[Digest], None] = lambda _: None
         self.on_unverified: Callable[[Digest], None] = lambda _: None
 
@@ -310,7 +345,9 @@ class ReadCachingStore(ContentStore):
         """
         blob = self._open.get(digest)
         if blob is None:
-            blob = self._open[digest] = OpenBlob(digest, self._progress_of_all, self._pull_anew)
+            blob = self._open[digest] = OpenBlob(
+                digest, self._progress_of_all, self.stalled, self._pull_anew
+            )
             self._nursery.start_soon(self._load, blob)
         blob.users += 1
         return blob

@@ -130,6 +130,13 @@ class FileSystem:
         """Let lookups wait ``deadline`` seconds at most, where they hinder each other."""
         self._lookup_deadline = min(self._lookup_deadline, deadline)
 
+    def limit_stalled_reads(self, count: int) -> None:
+        """Let so many reads wait at once for pulls that do not move; further ones fail.
+
+        For where the kernel lets only so many through, and others would wait behind them.
+        """
+        self._store.stalled.limit = count
+
     # --- names
 
     async def lookup(self, parent: int, name: bytes) -> Attributes:
