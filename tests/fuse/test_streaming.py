@@ -230,6 +230,6 @@ def test_where_the_kernel_lets_few_reads_through_stalled_ones_leave_room_for_oth
         failed = [outcome(each) for each in stalled if not each.runs]
         assert set(failed) <= {"ETIMEDOUT", "EIO"}
     finally:
-        for each in stalled:
-            each.signal(signal.SIGKILL)
-            each.end()
+        for reader in stalled:
+            reader.signal(signal.SIGKILL)
+            reader.end()
