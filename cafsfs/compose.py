@@ -32,6 +32,7 @@ from cafsfs.errors import StoreError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
 from cafsfs.server import CafsServer, Limits
+from cafsfs.store.budget import MemoryBudget
 from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.upkeep import open_disk_cache
 from cafsfs.store.content_directory import open_seed
@@ -75,13 +76,14 @@ async def open_store(
     RemoteStore on the rest. Raises StoreError for a directory that is not there.
     """
     limiter = trio.CapacityLimiter(_WORKERS)
+    budget = MemoryBudget(options.memory)
     if uri.directory is not None:
         if not await trio.to_thread.run_sync(os.path.isdir, uri.directory, limiter=limiter):
             raise StoreError(
                 f"there is no root `{uri.directory}`", hint=f"make it: mkdir -p {uri.directory}"
             )
         root = LocalRoot(uri.directory, limiter=limiter)
-        yield UnpackingStore(root, limiter=limiter, compression=compression)
+        yield UnpackingStore(root, limiter=limiter, compression=compression, budget=budget)
         return
     remotes = [
         RemoteStore(
@@ -95,7 +97,8 @@ async def open_store(
     ]
     try:
         unpacked = [
-            UnpackingStore(remote, limiter=limiter, compression=compression) for remote in remotes
+            UnpackingStore(remote, limiter=limiter, compression=compression, budget=budget)
+            for remote in remotes
         ]
         retried = [RetryingStore(each, attempts=_ATTEMPTS) for each in unpacked]
         store: ContentStore = FallbackStore(retried)

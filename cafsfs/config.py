@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from cafsfs.client.servers import Server
 from cafsfs.errors import UsageError
+from cafsfs.store.budget import default_budget
 from cafsfs.store.cache.bounds import Amount, Bounds
 
 T = TypeVar("T")
@@ -201,6 +202,9 @@ class StoreOptions:
     )
     progress_timeout: float = option(
         parse_seconds, "seconds between two pieces of a body", default=lambda: 30.0
+    )
+    memory: int = option(
+        parse_size, "bytes for the buffers and decoders of all pulls", default=default_budget
     )
 
 

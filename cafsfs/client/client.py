@@ -14,6 +14,7 @@ from cafsfs.client.servers import Deadlines, Server
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, InvalidDigest, StoreError, UsageError
 from cafsfs.packing import Compression
+from cafsfs.store.budget import MemoryBudget, default_budget
 from cafsfs.store.contracts import BlobStat, ContentStore, Wanted
 from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.files import FileSource, ReplacingFile, pull_to_file
@@ -58,6 +59,9 @@ class CafsClient:
     said so, Unavailable when nobody could tell (its subclass TimedOut: ``deadlines``, in seconds),
     CorruptBlob, ServerRefused, RemoteProtocolError, StoreError for local files, InvalidDigest.
 
+    All pulls together keep no more than ``memory`` bytes of buffers and decoders; None: 256 MiB, or
+    a quarter of what the process's control group may use where that is less.
+
     Hashes are given as Digest or as 64 lower-case hexadecimal digits, and returned as the latter.
     """
 
@@ -70,6 +74,7 @@ class CafsClient:
         connect_timeout: float = 5.0,
         answer_timeout: float = 30.0,
         progress_timeout: float = 30.0,
+        memory: int | None = None,
     ) -> None:
         if isinstance(servers, str):  # it would be taken for servers of one letter each
             raise UsageError("servers are a list", hint=f'write ["{servers}"]')
@@ -87,6 +92,7 @@ class CafsClient:
         ]
         self._connections = connections_per_server
         self._limiter = trio.CapacityLimiter(_WORKERS)
+        self._budget = MemoryBudget(default_budget() if memory is None else memory)
 
     async def __aenter__(self) -> Self:
         return self
@@ -200,7 +206,9 @@ class CafsClient:
 
     def _store(self, *, retry: bool, compression: Compression = Compression.NONE) -> ContentStore:
         stores: list[ContentStore] = [
-            UnpackingStore(remote, limiter=self._limiter, compression=compression)
+            UnpackingStore(
+                remote, limiter=self._limiter, compression=compression, budget=self._budget
+            )
             for remote in self._remotes
         ]
         if not retry:

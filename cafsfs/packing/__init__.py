@@ -2,11 +2,12 @@
 
 from cafsfs.packing.hashing import Hasher, hash_bytes, hash_file
 from cafsfs.packing.header import HEADER_LENGTH, Compression, Header
-from cafsfs.packing.pack import Packer, choose_compression
-from cafsfs.packing.unpack import Unpacker, UnpackLimits
+from cafsfs.packing.pack import ENCODER_MEMORY, Packer, choose_compression
+from cafsfs.packing.unpack import Unpacker, UnpackLimits, foresee_memory
 from cafsfs.packing.verify import VerifyingUnpacker
 
 __all__ = [
+    "ENCODER_MEMORY",
     "HEADER_LENGTH",
     "Compression",
     "Hasher",
@@ -16,6 +17,7 @@ __all__ = [
     "Unpacker",
     "VerifyingUnpacker",
     "choose_compression",
+    "foresee_memory",
     "hash_bytes",
     "hash_file",
 ]

@@ -24,6 +24,10 @@ Write = Callable[[bytes | memoryview], object]
 class Decoder(Protocol):
     """Turns a body, fed in any slicing, into content for a sink."""
 
+    @property
+    def memory(self) -> int:
+        """Bytes that it keeps between two calls, as far as the body has told by now."""
+
     def feed(self, data: memoryview) -> None:
         """Decode more of the body; raises CorruptBlob as soon as it is certain that it is none."""
 
@@ -47,6 +51,8 @@ def decoder_for(compression: Compression, write: Write, *, max_window: int) -> D
 
 
 class _StoredDecoder:
+    memory = 0
+
     def __init__(self, write: Write) -> None:
         self._write = write
 
@@ -59,6 +65,8 @@ class _StoredDecoder:
 
 
 class _ZlibDecoder:
+    memory = 40 << 10  # 32 KiB of window, 7 KiB of state
+
     def __init__(self, write: Write) -> None:
         self._write = write
         self._stream = zlib.decompressobj()
@@ -100,6 +108,10 @@ class _ZstdDecoder:
         self._writer = zstandard.ZstdDecompressor(max_window_size=max_window).stream_writer(
             cast("IO[bytes]", self._sink), write_size=MAX_PIECE, closefd=False
         )
+
+    @property
+    def memory(self) -> int:
+        return self._walker.memory
 
     def feed(self, data: memoryview) -> None:
         while data:

@@ -37,6 +37,15 @@ def choose_compression(size: int, start: bytes, preferred: Compression) -> Compr
     return preferred
 
 
+# Bytes that an encoder keeps at its default level: zstd 2 MiB of window and 3.5 of tables (for
+# level 3, from 1 GiB on), zlib 256 KiB.
+ENCODER_MEMORY: Final = {
+    Compression.NONE: 0,
+    Compression.ZSTD: 6 << 20,
+    Compression.ZLIB: 256 << 10,
+}
+
+
 class Packer:
     """Packs the content of one blob, piece by piece.
 

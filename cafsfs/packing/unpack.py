@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from cafsfs.errors import CorruptBlob, LocalProtocolError, UsageError
 from cafsfs.packing.decoders import Decoder, decoder_for
-from cafsfs.packing.header import HEADER_LENGTH, Header
+from cafsfs.packing.frames import FrameWalker
+from cafsfs.packing.header import HEADER_LENGTH, Compression, Header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,6 +103,11 @@ class Unpacker:
         """Bytes of content that ``write`` has taken."""
         return self._sink.written
 
+    @property
+    def memory(self) -> int:
+        """Bytes that the decoder keeps between two calls; what was fed so far tells."""
+        return 0 if self._decoder is None else self._decoder.memory
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Unpack more packed bytes, of any number.
 
@@ -164,6 +170,22 @@ class Unpacker:
         self._decoder = decoder_for(
             header.compression, self._sink.write, max_window=self._limits.max_window
         )
+
+
+def foresee_memory(start: memoryview) -> int:
+    """Bytes that a decoder will keep for the packed blob that begins with ``start``.
+
+    64 bytes tell of the first zstd frame; where they are fewer, or no blob at all, it returns 0.
+    """
+    try:
+        compression = Header.parse(bytes(start[:HEADER_LENGTH])).compression
+        if compression is Compression.ZSTD:
+            walker = FrameWalker(max_window=_LARGEST_WINDOW)
+            walker.feed(start[HEADER_LENGTH:64])
+            return walker.memory
+    except CorruptBlob:  # said when it is unpacked
+        return 0
+    return decoder_for(compression, lambda _: None, max_window=_LARGEST_WINDOW).memory
 
 
 class _BoundedSink:

@@ -51,6 +51,11 @@ class VerifyingUnpacker:
         """Bytes of content that were written and hashed."""
         return self._unpacker.written
 
+    @property
+    def memory(self) -> int:
+        """Bytes that the decoder keeps between two calls; what was fed so far tells."""
+        return self._unpacker.memory
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Unpack more packed bytes; raises what ``Unpacker.feed`` does."""
         self._unpacker.feed(data)

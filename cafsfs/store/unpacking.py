@@ -11,6 +11,7 @@ import trio
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, CorruptBlob
 from cafsfs.packing import (
+    ENCODER_MEMORY,
     HEADER_LENGTH,
     Compression,
     Hasher,
@@ -18,7 +19,9 @@ from cafsfs.packing import (
     UnpackLimits,
     VerifyingUnpacker,
     choose_compression,
+    foresee_memory,
 )
+from cafsfs.store.budget import MemoryBudget, Share
 from cafsfs.store.contracts import (
     BlobStat,
     ContentSink,
@@ -37,7 +40,9 @@ class UnpackingStore(ContentStore):
     """The content of a packed store, verified on both ways: servers verify nothing themselves.
 
     Unpacking, hashing and the sink's writes run in one hop a piece, in threads of ``limiter``.
-    ``compression`` is what uploads are packed with where that is worth it.
+    ``compression`` is what uploads are packed with where that is worth it. Buffers, decoders and
+    encoders are taken from ``budget``, which many stores may share; where it is used up, pulls and
+    compressed uploads wait when their server has begun to answer.
     """
 
     def __init__(
@@ -47,8 +52,10 @@ class UnpackingStore(ContentStore):
         limiter: trio.CapacityLimiter,
         compression: Compression = Compression.NONE,
         limits: UnpackLimits | None = None,
+        budget: MemoryBudget | None = None,
     ) -> None:
         self._packed = packed
+        self._budget = budget or MemoryBudget()
         self._limiter = limiter
         self._compression = compression
         self._limits = limits or UnpackLimits()
@@ -85,9 +92,17 @@ class UnpackingStore(ContentStore):
     async def _take(self, digest: Digest, sink: ContentSink, body: PackedBody) -> BlobStat:
         unpacking = _Unpacking(digest, sink, body.length, self._limits)
         in_thread = partial(trio.to_thread.run_sync, limiter=self._limiter)
-        await pump(body.readinto, partial(in_thread, unpacking.feed), length=body.length)
-        if not unpacking.finished:
-            await in_thread(unpacking.finish)
+
+        async def feed(piece: memoryview) -> None:
+            await share.keep(unpacking.foresee_memory(piece))
+            await in_thread(unpacking.feed, piece)
+
+        # Not before the server answers: who waits for a connection must not have what those need
+        # who hold one.
+        with self._budget.share() as share:
+            await pump(body.readinto, feed, length=body.length, share=share)
+            if not unpacking.finished:
+                await in_thread(unpacking.finish)
         return unpacking.stat(self._packed.name)
 
     def _accuse(self, digest: Digest, error: CorruptBlob) -> CorruptBlob:
@@ -136,17 +151,18 @@ class UnpackingStore(ContentStore):
             raise
 
     async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._packed.deposit(digest, partial(self._pack, digest, source))
+        with self._budget.share() as share:
+            await self._packed.deposit(digest, partial(self._pack, digest, source, share))
 
-    def _pack(self, digest: Digest, source: ContentSource) -> PackedBody:
+    def _pack(self, digest: Digest, source: ContentSource, share: Share) -> PackedBody:
         content = _Content(digest, source)
         if self._compression is Compression.NONE:
             return _PlainBody(content, self._limiter)
-        return _CompressedBody(content, self._compression, self._limiter)
+        return _CompressedBody(content, self._compression, self._limiter, share)
 
 
 class _Unpacking:
-    """One attempt at a pull; all methods but ``stat`` run in worker threads."""
+    """One attempt at a pull; ``feed`` and ``finish`` run in worker threads."""
 
     def __init__(
         self, digest: Digest, sink: ContentSink, length: int | None, limits: UnpackLimits
@@ -157,6 +173,10 @@ class _Unpacking:
         self._taken = 0
         self._size = 0
         self.finished = False
+
+    def foresee_memory(self, piece: memoryview) -> int:
+        """Bytes that the decoder will keep; of ``piece``, the next one, only the first tells."""
+        return foresee_memory(piece) if self._taken == 0 else self._unpacker.memory
 
     def feed(self, piece: memoryview) -> None:
         if self._taken == 0:
@@ -237,17 +257,25 @@ class _CompressedBody:
     length: int | None = None
 
     def __init__(
-        self, content: _Content, compression: Compression, limiter: trio.CapacityLimiter
+        self,
+        content: _Content,
+        compression: Compression,
+        limiter: trio.CapacityLimiter,
+        share: Share,
     ) -> None:
         self._content = content
         self._preferred = compression
         self._limiter = limiter
+        self._share = share
         self._buffer = memoryview(bytearray(max(1, min(PIECE, content.size))))
         self._packer: Packer | None = None
         self._packed = memoryview(b"")  # packed, not yet read
         self._ended = False
 
     async def readinto(self, buffer: memoryview) -> int:
+        # Our buffer, and the two of who sends; not sooner, for the reason that ``_pull`` gives.
+        pieces = 3 * len(self._buffer)
+        await self._share.keep(ENCODER_MEMORY[self._preferred] + pieces)
         return await trio.to_thread.run_sync(self._read, buffer, limiter=self._limiter)
 
     def _read(self, buffer: memoryview) -> int:

@@ -16,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cafsfs.errors import CorruptBlob, LocalProtocolError, UsageError
-from cafsfs.packing import Compression, Header, Unpacker, UnpackLimits, hash_bytes
+from cafsfs.packing import (
+    Compression,
+    Header,
+    Packer,
+    Unpacker,
+    UnpackLimits,
+    foresee_memory,
+    hash_bytes,
+)
 from cafsfs.packing.decoders import MAX_PIECE
 from tests.packing.samples import (
     RAW,
@@ -527,3 +535,31 @@ def test_any_bytes_unpack_or_are_corrupt_however_they_come(
             return None
 
     assert verdict(1) == verdict(len(packed) + 1)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_the_first_bytes_tell_what_the_decoder_will_keep(sample: Sample) -> None:
+    unpacker = Unpacker(lambda _: None, packed_length=None)
+    assert unpacker.memory == 0
+    unpacker.feed(sample.packed[:64])
+    assert foresee_memory(memoryview(sample.packed)) == unpacker.memory
+    unpacker.feed(sample.packed[64:])
+    unpacker.finish()
+    assert unpacker.memory == 0
+
+
+@pytest.mark.parametrize(("level", "window"), [(3, 2 * MEBIBYTE), (19, 8 * MEBIBYTE)])
+def test_a_window_is_most_of_it(level: int, window: int) -> None:
+    packer = Packer(Compression.ZSTD, 1 << 30, level=level)
+    start = packer.begin() + packer.feed(bytes(4 * MEBIBYTE))
+    assert window < foresee_memory(memoryview(start)) < window + MEBIBYTE
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"ZSTD", b"what is no blob has no decoder", b"ZSTD" + bytes(60)]
+)
+def test_what_is_no_blob_has_no_decoder(start: bytes) -> None:
+    assert foresee_memory(memoryview(start)) == 0

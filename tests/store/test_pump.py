@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from cafsfs.store.budget import MemoryBudget
 from cafsfs.store.pump import PIECE, pump
 from tests.store.samples import MIB, content_of
 
@@ -109,7 +110,7 @@ def test_in_any_slicing(size: int, steps: list[int], known: bool) -> None:
     [
         (1, True, 1),
         (70_000, True, 70_000),
-        (300_000, True, 300_000),
+        (300_000, True, 6 << 16),
         (20 * MIB, True, 2 * PIECE),
         (20 * MIB, False, 2 * PIECE),
     ],
@@ -271,3 +272,102 @@ async def test_where_nobody_reads_along_a_slow_line_costs_few_hops(
     await pump(read, pipe.write, length=length, hold=1)
     assert pipe.written == content_of(length)
     assert len(pipe.pieces) <= 1.1 * (trio.current_time() - began) + 2
+
+
+# --- with a share of a budget
+
+
+async def test_buffers_are_of_the_share_and_go_with_it() -> None:
+    budget = MemoryBudget(20 * MIB)
+    pipe = Pipe(content_of(20 * MIB))
+    with budget.share() as share:
+        await pump(pipe.read, pipe.write, length=20 * MIB, share=share)
+        assert budget.held == share.held == 2 * PIECE
+    assert budget.held == 0
+    assert pipe.written == content_of(20 * MIB)
+
+
+@pytest.mark.parametrize("total", [0, 64 << 10, 200_000, 3 * MIB])
+async def test_a_small_budget_means_small_pieces(total: int) -> None:
+    budget = MemoryBudget(total)
+    pipe = Pipe(content_of(3 * MIB), steps=(70_000, PIECE))
+    with budget.share() as share:
+        await pump(pipe.read, pipe.write, length=3 * MIB, share=share)
+        assert share.held <= max(total, 64 << 10)
+    assert pipe.written == content_of(3 * MIB)
+
+
+async def test_pieces_shrink_when_others_come() -> None:
+    budget = MemoryBudget(4 * PIECE)
+    pipe = Pipe(content_of(40 * MIB))
+    others = [budget.share() for _ in range(31)]
+
+    async def write(piece: memoryview) -> None:
+        if len(pipe.pieces) == 10:
+            for other in others:
+                other.__enter__()
+        await pipe.write(piece)
+
+    with budget.share() as share:
+        await pump(pipe.read, write, length=40 * MIB, share=share)
+        assert share.held == 2 * budget.piece == 2 * (128 << 10)
+    assert pipe.written == content_of(40 * MIB)
+    assert max(map(len, pipe.pieces)) == PIECE
+    assert len(pipe.pieces[-2]) == 128 << 10
+
+
+async def test_a_pull_without_progress_gives_its_share_back(autojump_clock: MockClock) -> None:
+    """And takes it again when the line goes on; meanwhile others have it."""
+    budget = MemoryBudget(MIB)
+    pipe = Pipe(content_of(MIB), steps=(100_000,))
+    held: list[int] = []
+
+    async def read(buffer: memoryview) -> int:
+        if len(held) < 3:
+            held.append(share.held)
+            await trio.sleep(3 * len(held))
+            held.append(share.held)
+        return await pipe.read(buffer)
+
+    with budget.share() as share:
+        await pump(read, pipe.write, length=MIB, share=share)
+    # The sleep of the first read is cancelled after a second, that of the second is not.
+    assert held == [64 << 10, 0, 0]
+    assert pipe.written == content_of(MIB)
+
+
+async def test_who_gave_back_waits_for_its_turn(autojump_clock: MockClock) -> None:
+    budget = MemoryBudget(MIB)
+    pipe = Pipe(content_of(MIB), steps=(100_000,))
+    go_on = trio.Event()
+
+    async def read(buffer: memoryview) -> int:
+        if pipe.reads == 1:
+            await go_on.wait()
+        return await pipe.read(buffer)
+
+    async with trio.open_nursery() as nursery:
+        with budget.share() as share, budget.share() as other:
+
+            async def run() -> None:
+                await pump(read, pipe.write, length=MIB, share=share)
+
+            nursery.start_soon(run)
+            await trio.sleep(1.5)
+            assert (share.held, pipe.reads) == (0, 1)
+            await other.acquire(MIB)
+            go_on.set()
+            await trio.sleep(0.5)
+            assert pipe.reads == 2  # a sip
+            assert share.held == 0
+            other.give_back(MIB)
+            await trio.sleep(0.5)
+            assert pipe.written == content_of(MIB)
+
+
+async def test_a_small_blob_takes_what_it_needs() -> None:
+    budget = MemoryBudget(MIB)
+    pipe = Pipe(content_of(70_000))
+    with budget.share() as share:
+        await pump(pipe.read, pipe.write, length=70_000, share=share)
+        assert share.held == 70_000

@@ -15,7 +15,15 @@ import zstandard
 
 from cafsfs.digest import Digest
 from cafsfs.errors import CorruptBlob, RangeError, Unavailable
-from cafsfs.packing import HEADER_LENGTH, Compression, Header, UnpackLimits, hash_bytes
+from cafsfs.packing import (
+    HEADER_LENGTH,
+    Compression,
+    Header,
+    UnpackLimits,
+    foresee_memory,
+    hash_bytes,
+)
+from cafsfs.store.budget import MemoryBudget
 from cafsfs.store.contracts import PackedBody, PackedSource, PackedStat, PackedStore
 from cafsfs.store.local_root import LocalRoot, blob_path
 from cafsfs.store.memory import MemoryPackedStore, MemorySink
@@ -245,3 +253,79 @@ async def test_a_second_try_of_an_upload_starts_at_the_first_byte(compression: C
     store = UnpackingStore(TakesTwo(), limiter=trio.CapacityLimiter(2), compression=compression)
     await store.put(NAME, ShortReads(CONTENT))
     assert await pull(store, NAME) == CONTENT
+
+
+# --- memory
+
+
+class LookingSink(CountingSink):
+    """Remembers what the budget had given out at each write."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        super().__init__()
+        self._budget = budget
+        self.seen: list[int] = []
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        super().write(data)
+        self.seen.append(self._budget.held)
+
+
+@pytest.mark.parametrize("compression", Compression)
+async def test_buffers_and_decoders_are_of_the_budget(compression: Compression) -> None:
+    budget = MemoryBudget()
+    memory = MemoryPackedStore()
+    memory.blobs[NAME] = blob = packed(CONTENT, compression)
+    sink = LookingSink(budget)
+    store = UnpackingStore(memory, limiter=trio.CapacityLimiter(2), budget=budget)
+    await store.pull(NAME, sink)
+    decoder = foresee_memory(memoryview(blob))
+    assert (decoder == 0) is (compression is Compression.NONE)
+    assert min(sink.seen) >= decoder + min(64 << 10, len(blob))
+    assert budget.held == 0
+
+
+async def test_a_later_frame_with_a_larger_window_is_counted() -> None:
+    budget = MemoryBudget()
+    blob = header(b"ZSTD", len(CONTENT))
+    for part, window in ((CONTENT[:MIB], 10), (CONTENT[MIB:], 20)):
+        parameters = zstandard.ZstdCompressionParameters(window_log=window)
+        compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        blob += compressor.compress(part) + compressor.flush()
+    memory = MemoryPackedStore()
+    memory.blobs[NAME] = blob
+    sink = LookingSink(budget)
+    store = UnpackingStore(memory, limiter=trio.CapacityLimiter(2), budget=budget)
+    await store.pull(NAME, sink)
+    assert sink.seen[0] < MIB < sink.seen[-1]
+    assert budget.held == 0
+
+
+@pytest.mark.parametrize("compression", Compression)
+async def test_two_pulls_and_an_upload_take_turns_where_there_is_no_memory(
+    compression: Compression,
+) -> None:
+    budget = MemoryBudget(0)
+    memory = MemoryPackedStore()
+    memory.blobs[NAME] = packed(CONTENT, compression)
+    store = UnpackingStore(
+        memory, limiter=trio.CapacityLimiter(2), budget=budget, compression=compression
+    )
+    other = content_of(3 * MIB, 5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.pull, NAME, CountingSink())
+        nursery.start_soon(store.pull, NAME, CountingSink())
+        nursery.start_soon(put, store, other)
+    assert await pull(store, hash_bytes(other)) == other
+    assert budget.held == 0
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_nothing_is_held_after_an_error(wrong: str) -> None:
+    budget = MemoryBudget()
+    memory = MemoryPackedStore()
+    memory.blobs[NAME] = WRONG[wrong][0]
+    store = UnpackingStore(memory, limiter=trio.CapacityLimiter(2), budget=budget)
+    with pytest.raises(CorruptBlob):
+        await store.pull(NAME, CountingSink())
+    assert budget.held == 0
