@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -160,9 +161,11 @@ class CafsClient:
         items = list(blobs)
         failures: dict[str, CafsError] = {}
         wanted: dict[Wanted, Path] = {}
-        for blob_hash, path in items:
+        batch = secrets.token_hex(4)
+        for number, (blob_hash, path) in enumerate(items):
+            destination = ReplacingFile(path, mark=f"{batch}-{number}")
             try:
-                wanted[Wanted(_digest(blob_hash), ReplacingFile(path))] = path
+                wanted[Wanted(_digest(blob_hash), destination)] = path
             except InvalidDigest as error:
                 failures[str(blob_hash)] = error
         failed = await self._store(retry=retry).pull_many(list(wanted), at_once=at_once)

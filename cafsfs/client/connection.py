@@ -330,6 +330,10 @@ class ServerConnection:
         """Parse more of what was received; raises RemoteProtocolError."""
         return self._next_event()
 
+    def take_body(self) -> memoryview | None:
+        """The body that the Take just returned announces, if all of it was received; else None."""
+        return self._wire.take_body()
+
     def body(self, take: Take) -> RemoteBody:
         """The body that ``take``, the event just returned, announces; to be read before all else.
 

@@ -236,13 +236,17 @@ class Conversation:
     def _parse(self) -> Take | None:
         """Collect whole answers in the lot, until all is parsed (None) or a large body begins."""
         connection, asked, lot = self._connection, self.asked, self._lot
+        now = trio.current_time()
         while (event := connection.next_event()) is not NEED_DATA:
             if isinstance(event, Take):
                 self._batch.saw(event.length)
                 if event.length > LARGE:
                     return event
                 start = self._filled - connection.unread
-                self._body = (start, start + event.length)
+                if (body := connection.take_body()) is not None:
+                    lot.append((asked.popleft(), body))
+                else:
+                    self._body = (start, start + event.length)
             elif isinstance(event, EndOfBody):
                 assert self._body is not None
                 start, end = self._body
@@ -256,7 +260,7 @@ class Conversation:
                 lot.append((asked.popleft(), error))
             elif not isinstance(event, Data):
                 raise connection.unexpected(event)
-            self._since = trio.current_time()
+            self._since = now
         return None
 
     async def _hand_over(self) -> None:

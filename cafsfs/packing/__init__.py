@@ -4,7 +4,7 @@ from cafsfs.packing.hashing import Hasher, hash_bytes, hash_file
 from cafsfs.packing.header import HEADER_LENGTH, Compression, Header
 from cafsfs.packing.pack import ENCODER_MEMORY, Packer, choose_compression
 from cafsfs.packing.unpack import Unpacker, UnpackLimits, foresee_memory
-from cafsfs.packing.verify import VerifyingUnpacker
+from cafsfs.packing.verify import VerifyingUnpacker, unpack_whole
 
 __all__ = [
     "ENCODER_MEMORY",
@@ -20,4 +20,5 @@ __all__ = [
     "foresee_memory",
     "hash_bytes",
     "hash_file",
+    "unpack_whole",
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cafsfs.errors import CorruptBlob
-from cafsfs.packing.hashing import Hasher
+from cafsfs.packing.hashing import Hasher, hash_bytes
+from cafsfs.packing.header import HEADER_LENGTH, Compression, Header
 from cafsfs.packing.unpack import DEFAULT_LIMITS, Unpacker, UnpackLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cafsfs.digest import Digest
-    from cafsfs.packing.header import Header
 
 
 class VerifyingUnpacker:
@@ -67,10 +67,38 @@ class VerifyingUnpacker:
         ``Unpacker.finish`` raises.
         """
         length = self._unpacker.finish()
-        found = self._hasher.digest()
-        if found != self._digest:
-            raise CorruptBlob(f"content hashes to {found}, expected {self._digest}")
+        _compare(self._hasher.digest(), self._digest)
         return length
+
+
+def unpack_whole(
+    digest: Digest,
+    packed: memoryview,
+    write: Callable[[bytes | memoryview], object],
+    *,
+    limits: UnpackLimits = DEFAULT_LIMITS,
+) -> tuple[Header, int]:
+    """Unpack a packed blob that is all there; returns its header and its content length in bytes.
+
+    As VerifyingUnpacker does it, and raises what that raises. Content that is stored as it is is
+    written only if its hash is right, in one piece; that takes a fifth of the time.
+    """
+    header = Header.parse(packed[:HEADER_LENGTH])
+    if header.compression is Compression.NONE:
+        header.content_length_in(len(packed))
+        content = packed[HEADER_LENGTH:]
+        _compare(hash_bytes(content), digest)
+        if content:
+            write(content)
+        return header, len(content)
+    unpacker = VerifyingUnpacker(digest, write, packed_length=len(packed), limits=limits)
+    unpacker.feed(packed)
+    return header, unpacker.finish()
+
+
+def _compare(found: Digest, expected: Digest) -> None:
+    if found != expected:
+        raise CorruptBlob(f"content hashes to {found}, expected {expected}")
 
 
 class _HashingSink:

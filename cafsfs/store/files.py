@@ -118,7 +118,7 @@ async def pull_to_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(temporary, _NEW_FILE, 0o666)
 
-    temporary = _beside(os.fspath(path))
+    temporary = _beside(os.fspath(path), secrets.token_hex(4))
     try:
         descriptor = await trio.to_thread.run_sync(prepare, limiter=limiter)
         try:
@@ -140,12 +140,13 @@ class ReplacingFile:
     """A Destination that puts a file in the place of ``path``; raises OSError.
 
     Readers of ``path`` see the old file or all of the new one. Written to a temporary file beside
-    it, which is there from the first byte to the end only. Makes missing parent directories.
+    it, which is there from the first byte to the end only; ``mark`` in its name makes it unique.
+    Makes missing parent directories.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mark: str) -> None:
         self._path = os.fspath(path)
-        self._temporary = _beside(self._path)
+        self._temporary = _beside(self._path, mark)
         self._descriptor: int | None = None
         self._written = 0
 
@@ -195,11 +196,11 @@ class ReplacingFile:
             os.unlink(self._temporary)
 
 
-def _beside(path: str) -> str:
+def _beside(path: str, mark: str) -> str:
     """A name for a temporary file in the directory of ``path``."""
-    directory, name = os.path.split(path)
+    directory, slash, name = path.rpartition("/")
     start = os.fsdecode(os.fsencode(name)[:200])  # a file name has 255 bytes, not characters
-    return os.path.join(directory, f".{start}.{secrets.token_hex(4)}.part")
+    return f"{directory}{slash}.{start}.{mark}.part"
 
 
 async def copy_content(

@@ -20,6 +20,7 @@ from cafsfs.packing import (
     VerifyingUnpacker,
     choose_compression,
     foresee_memory,
+    unpack_whole,
 )
 from cafsfs.store.budget import MemoryBudget, Share
 from cafsfs.store.contracts import (
@@ -118,25 +119,45 @@ class UnpackingStore(ContentStore):
 
     async def take(self, lot: Sequence[tuple[Wanted, memoryview]]) -> Failures[Wanted]:
         """Unpack, verify, write and commit small blobs, all in one hop."""
-        return await trio.to_thread.run_sync(self._take_lot, lot, limiter=self._limiter)
+        stored = Compression.NONE.value  # most are, and need no decoder
+        decoders = [foresee_memory(packed) for _, packed in lot if packed[:4] != stored]
+        with self._budget.share() as share:
+            await share.keep(max(decoders, default=0))
+            return await trio.to_thread.run_sync(self._take_lot, lot, limiter=self._limiter)
 
     def _take_lot(self, lot: Sequence[tuple[Wanted, memoryview]]) -> Failures[Wanted]:
         failures: Failures[Wanted] = {}
         for wanted, packed in lot:
-            digest, destination = wanted.digest, wanted.destination
             try:
-                try:
-                    unpacking = _Unpacking(digest, destination, len(packed), self._limits)
-                    unpacking.feed(packed)
-                    destination.commit(unpacking.stat(self._packed.name))
-                except BaseException:
-                    destination.abandon()
-                    raise
+                self._take_one(wanted, packed)
             except CorruptBlob as error:
-                failures[wanted] = self._accuse(digest, error)
+                failures[wanted] = self._accuse(wanted.digest, error)
             except (CafsError, OSError) as error:
                 failures[wanted] = error
         return failures
+
+    def _take_one(self, wanted: Wanted, packed: memoryview) -> None:
+        digest, destination = wanted.digest, wanted.destination
+
+        def write(content: bytes | memoryview) -> None:
+            trio.from_thread.check_cancelled()  # as in _Unpacking
+            destination.write(content)
+
+        try:
+            destination.restart()
+            header, size = unpack_whole(digest, packed, write, limits=self._limits)
+            destination.commit(
+                BlobStat(
+                    size=size,
+                    packed_size=len(packed),
+                    compression=header.compression,
+                    source=self._packed.name,
+                    verified_at=int(time.time()),
+                )
+            )
+        except BaseException:
+            destination.abandon()
+            raise
 
     async def take_body(self, wanted: Wanted, body: PackedBody) -> None:
         """Unpack, verify, write and commit one blob, in a hop a piece."""

@@ -202,6 +202,18 @@ class Connection:
             )
         return self._count_body(self.role.peer, count)
 
+    def take_body(self) -> memoryview | None:
+        """The announced body that begins here, if all of it was received with what announced it.
+
+        In one piece, and done with: no Data and no EndOfBody follow. Else None, and nothing moves.
+        """
+        peer = self.role.peer
+        if self._states[peer] is not State.BODY or len(self._view) < self._body_left[peer]:
+            return None
+        piece = self._take_view(self._body_left[peer])
+        self._count_body(peer, len(piece))
+        return piece
+
     def next_event(self) -> Event | Literal[NeedData.NEED_DATA]:
         """The next thing that the peer said; raises RemoteProtocolError where it must not."""
         try:

@@ -6,7 +6,14 @@ import pytest
 
 from cafsfs.digest import Digest
 from cafsfs.errors import CorruptBlob
-from cafsfs.packing import Compression, Header, UnpackLimits, VerifyingUnpacker, hash_bytes
+from cafsfs.packing import (
+    Compression,
+    Header,
+    UnpackLimits,
+    VerifyingUnpacker,
+    hash_bytes,
+    unpack_whole,
+)
 from tests.packing.samples import SAMPLES, TEXT, Sample, pack, slices
 
 WRONG = Digest(bytes(32))
@@ -85,3 +92,44 @@ def test_limits_are_handed_on() -> None:
     )
     with pytest.raises(CorruptBlob, match="ceiling"):
         unpacker.feed(pack(TEXT, Compression.ZSTD, announce=False))
+
+
+# --- all at once
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_a_whole_blob_is_unpacked_as_one_that_comes_in_pieces(sample: Sample) -> None:
+    content = bytearray()
+    packed = memoryview(sample.packed)
+    header, size = unpack_whole(sample.digest, packed, content.extend)
+    assert header == Header.parse(packed[:16])
+    assert size == len(content) == sample.content_length
+    assert hash_bytes(content) == sample.digest
+    for wrong in (packed[:-1], packed[:15], memoryview(sample.packed + b"\0")):
+        with pytest.raises(CorruptBlob):
+            unpack_whole(sample.digest, wrong, content.extend)
+
+
+@pytest.mark.parametrize("compression", Compression)
+def test_a_whole_blob_of_another_name_is_refused(compression: Compression) -> None:
+    packed = memoryview(pack(TEXT, compression))
+    content = bytearray()
+    with pytest.raises(CorruptBlob) as caught:
+        unpack_whole(WRONG, packed, content.extend)
+    assert str(caught.value) == f"content hashes to {hash_bytes(TEXT)}, expected {WRONG}"
+    if compression is Compression.NONE:
+        assert content == b""  # what is stored as it is is not even written
+    with pytest.raises(CorruptBlob, match="ceiling"):
+        unpack_whole(
+            hash_bytes(TEXT),
+            memoryview(pack(TEXT, Compression.ZLIB, announce=False)),
+            content.extend,
+            limits=UnpackLimits(ceiling=len(TEXT) - 1),
+        )
+
+
+def test_a_whole_blob_whose_header_disagrees_with_its_length_is_refused() -> None:
+    packed = bytearray(pack(b"abcd", Compression.NONE))
+    packed[8] = 5
+    with pytest.raises(CorruptBlob, match="announces 5 bytes, 4 are stored"):
+        unpack_whole(hash_bytes(b"abcd"), memoryview(packed), lambda _: None)

@@ -13,7 +13,8 @@ import trio.testing
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError, Unavailable
 from cafsfs.packing import hash_bytes, hash_file
-from cafsfs.store.files import FileSink, FileSource, pull_to_file
+from cafsfs.store.contracts import BlobStat
+from cafsfs.store.files import FileSink, FileSource, ReplacingFile, pull_to_file
 from cafsfs.store.memory import MemoryPackedStore
 from cafsfs.store.unpacking import UnpackingStore
 from tests.store.samples import ABSENT, MIB, content_of, descriptors, pull
@@ -280,3 +281,53 @@ async def test_a_full_disk_is_a_store_error(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="No space left on device"):
             await to_file(ScriptedStore(content_of(2 * MIB)), disk / "copy")
         assert list(disk.iterdir()) == []
+
+
+# --- files of a batch
+
+STAT = BlobStat(size=3)
+
+
+def test_a_replacing_file_appears_when_it_is_committed(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "directory" / "file"
+    file = ReplacingFile(path, mark="1")
+    file.abandon()  # nothing has begun
+    file.restart()
+    file.write(b"wrong")
+    assert [each.name for each in path.parent.iterdir()] == [".file.1.part"]
+    file.restart()
+    file.write(b"a")
+    file.write(memoryview(b"bc"))
+    file.commit(STAT)
+    assert [each.name for each in path.parent.iterdir()] == ["file"]
+    assert path.read_bytes() == b"abc"
+
+
+def test_an_abandoned_file_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    file = ReplacingFile(tmp_path / "file", mark="1")
+    for _ in range(2):  # a further attempt may follow
+        file.restart()
+        file.write(b"new")
+        file.abandon()
+        file.abandon()
+        assert [each.name for each in tmp_path.iterdir()] == ["file"]
+        assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_file_that_cannot_be_put_in_its_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file" / "inside").mkdir(parents=True)
+    file = ReplacingFile(tmp_path / "file", mark="1")
+    file.restart()
+    with pytest.raises(OSError, match="directory"):
+        file.commit(STAT)
+    file.abandon()
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["ä" * 127, "x" * 255, "\udcff", "a\nb"])
+def test_a_replacing_file_of_every_name(tmp_path: Path, name: str) -> None:
+    file = ReplacingFile(tmp_path / name, mark="12345678-1000000")
+    file.restart()
+    file.commit(STAT)
+    assert [each.name for each in tmp_path.iterdir()] == [name]

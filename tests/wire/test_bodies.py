@@ -295,3 +295,37 @@ def test_bodies_before_the_verdict() -> None:
     conn.sent_body(3)
     assert feed(conn, b"NONEHAVE")[1:] == [Have()]
     assert conn.at_rest
+
+
+# --- taken whole
+
+
+def test_a_body_that_came_with_its_announcement_is_taken_whole() -> None:
+    conn = pulling(Pull(TWO), Check(ONE))
+    second = Take(TWO, 0, 0)
+    buffer = bytearray(TAKE.encode() + BODY + second.encode() + b"HAVE")
+    conn.receive_data(buffer)
+    assert conn.next_event() == TAKE
+    assert conn.unread == len(BODY) + len(second.encode()) + 4
+    view = conn.take_body()
+    assert view is not None
+    assert view == BODY
+    assert view.obj is buffer
+    assert conn.unread == len(second.encode()) + 4
+    assert conn.next_event() == second
+    empty = conn.take_body()
+    assert empty is not None
+    assert len(empty) == 0
+    assert drain(conn) == [Have()]
+    assert conn.at_rest
+
+
+def test_a_body_that_is_not_all_there_is_left_to_the_events() -> None:
+    conn = pulling()
+    conn.receive_data(TAKE.encode() + BODY[:99])
+    assert conn.next_event() == TAKE
+    assert conn.take_body() is None
+    assert drain(conn) == [BODY[:99]]
+    assert conn.take_body() is None
+    assert feed(conn, BODY[99:]) == [BODY[99:], EndOfBody()]
+    assert conn.take_body() is None  # nothing is announced
