@@ -23,9 +23,10 @@ from tests.bench.table import render, render_details
 
 _NOTES = """\
 Rates in MiB/s where nothing else is said, medians; spread: lowest and highest ratio of two runs in
-turn. A ratio is one of speed, also where seconds are shown. Peak memory in MiB, of the client, or
-of the daemon where a mount is read; the asyncio client maps the file that it uploads into memory. A
-load above 0.5 before the start makes ratios doubtful."""
+turn. A ratio is one of speed, also where seconds are shown. Peak memory in MiB, of the client, of
+the daemon where a mount is read, or of the server where raw clients pull; the asyncio client maps
+the file that it uploads into memory. What is compressed are random words. A load above 0.5 before
+the start makes ratios doubtful."""
 
 
 def main() -> int:
