@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,7 +19,7 @@ from cafsfs.store.contracts import PackedBody
 from cafsfs.store.memory import MemorySink
 from cafsfs.store.unpacking import UnpackingStore
 from tests.bad_server import MIB, BadServer, Fault, Phase, bad_server, pack
-from tests.server.stand import digest_of
+from tests.server.stand import digest_of, serving
 
 CONTENT = Random(1).randbytes(8 * MIB)
 DIGEST = digest_of(CONTENT)
@@ -176,6 +177,55 @@ async def test_the_hash_decides_whatever_way_the_bytes_came() -> None:
         assert (await store.pull(DIGEST, sink)).size == len(CONTENT)
         assert bytes(sink.content) == CONTENT
         assert server.pulls == 1
+
+
+class CutLine:
+    """A line to a server; its first ``cuts`` connections end after so many bytes of answers."""
+
+    def __init__(self, port: int, *, cuts: int, after: int) -> None:
+        self._port = port
+        self._cuts = cuts
+        self._after = after
+        self.brought = 0
+
+    async def join(self, client: trio.SocketStream) -> None:
+        server = await trio.open_tcp_stream("127.0.0.1", self._port)
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._say, client, server)
+            with suppress(trio.BrokenResourceError):
+                await self._answer(server, client)
+            nursery.cancel_scope.cancel()
+
+    async def _say(self, client: trio.SocketStream, server: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            async for data in client:
+                await server.send_all(data)
+
+    async def _answer(self, server: trio.SocketStream, client: trio.SocketStream) -> None:
+        passed = 0
+        async for data in server:
+            passed += len(data)
+            if self._cuts and passed > self._after:
+                self._cuts -= 1
+                return
+            await client.send_all(data)
+            self.brought += len(data)
+
+
+async def test_a_pull_from_our_server_over_a_line_that_is_cut(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    async with serving(tmp_path) as stand:
+        digest = stand.keep_content(CONTENT)
+        line = CutLine(stand.port, cuts=2, after=3 * MIB)
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, line.join, [listener])
+        remote = RemoteStore(Server("127.0.0.1", listener.socket.getsockname()[1]), "/root")
+        sink = MemorySink()
+        await UnpackingStore(remote, limiter=trio.CapacityLimiter(1)).pull(digest, sink)
+        assert bytes(sink.content) == CONTENT
+        assert line.brought < len(PACKED) + 2 * (MIB + (64 << 10))
+        remote.close()
 
 
 # --- how often
