@@ -311,3 +311,23 @@ async def test_cancelled_while_going_on(phase: Phase, skip: int) -> None:
         assert server.open == 0
         assert await fetched(remote) == PACKED
         assert server.open == 1
+
+
+@pytest.mark.parametrize(
+    ("phase", "skip"),
+    [(Phase.GREETING, 0), (Phase.SIZE, 1), (Phase.PULL, 1), (Phase.BODY, 0), (Phase.BODY, 1)],
+)
+async def test_a_read_that_was_cancelled_while_going_on_has_read_nothing(
+    phase: Phase, skip: int
+) -> None:
+    """A pump that waits for a while gives its buffer back, and reads into another."""
+    async with meeting(connections=1) as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+        server.fault(phase, Fault(then="stall"), skip=skip, times=1)
+        async with remote.fetch(DIGEST) as body:
+            packed = await read(body, 5 * MIB)
+            with trio.move_on_after(0.05) as scope:
+                await body.readinto(memoryview(bytearray(MIB)))
+            assert scope.cancelled_caught
+            assert packed + await read(body, len(PACKED)) == PACKED
