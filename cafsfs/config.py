@@ -299,7 +299,7 @@ class ServeOptions:
         parse_listen, "HOST:PORT to listen on", default=lambda: Server("127.0.0.1")
     )
     max_connections: int = option(
-        parse_count, "connections at once; one more is closed", default=lambda: 1000
+        parse_count, "connections at once; one more is closed", default=lambda: 4000
     )
     max_blob: int = option(
         parse_size, "bytes that an upload may have, packed or unpacked", default=lambda: 64 << 30

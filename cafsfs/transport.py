@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,9 +32,12 @@ _KEEPALIVE = {
 
 _SO_BUF_LOCK = 72  # Linux 5.13; Python's socket module has no name for it
 
-# Bytes that sendfile may send in one hop: a peer that is as fast as the disk gives its thread back
-# after some milliseconds.
+# Bytes that sendfile may send in one hop, and in one call. A peer that takes them as fast as they
+# come from memory has 8 MiB sent in one millisecond; where each call waits for the disk, the thread
+# is given back after _TURN seconds.
 _STRIDE = 8 << 20
+_STEP = 1 << 20
+_TURN = 0.005
 
 
 class Transport:
@@ -125,8 +129,8 @@ class Transport:
     ) -> int:
         """Let the kernel send up to ``count`` bytes of a file; returns how many, 0 past its end.
 
-        In a thread, because it may wait for the disk: as long as the peer takes bytes, but no more
-        than _STRIDE of them. For the peer it is the event loop that waits, up to ``deadline``
+        In a thread, because it may wait for the disk: as long as the peer takes bytes, but only for
+        some milliseconds. For the peer it is the event loop that waits, up to ``deadline``
         seconds. Raises TimedOut, ConnectionBroken.
         """
         send = partial(_send_file, self._sock.fileno(), descriptor, offset, min(count, _STRIDE))
@@ -174,11 +178,15 @@ _Address = tuple[
 
 
 def _send_file(sock: int, descriptor: int, offset: int, count: int) -> int | None:
-    """Send until the socket is full or the file ends; None if it was full from the beginning."""
+    """Send until the socket is full, the file ends or the turn does.
+
+    None if the socket was full from the beginning.
+    """
     sent = 0
-    while sent < count:
+    end = time.monotonic() + _TURN
+    while sent < count and (not sent or time.monotonic() < end):
         try:
-            step = os.sendfile(sock, descriptor, offset + sent, count - sent)
+            step = os.sendfile(sock, descriptor, offset + sent, min(_STEP, count - sent))
         except BlockingIOError:
             return sent or None
         if step == 0:

@@ -8,6 +8,8 @@ import trio
 
 from cafsfs.errors import TimedOut
 
+_WORKERS = 8  # threads for one purpose
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -22,13 +24,25 @@ class Limits:
     ``grace`` is what transfers get to finish when the server stops.
     """
 
-    connections: int = 1000
+    connections: int = 4000
     idle: float = 30 * 60
     stall: float = 60
     rate: float = 1024
     blob: int = 64 << 30
     content: int = 64 << 30
     grace: float = 10
+
+
+class Workers:
+    """Threads of one server, over all clients: those of one purpose never wait for another.
+
+    A disk that is slow to read from or to write to holds up no question about what is in memory.
+    """
+
+    def __init__(self) -> None:
+        self.questions = trio.CapacityLimiter(_WORKERS)
+        self.sending = trio.CapacityLimiter(_WORKERS)
+        self.storing = trio.CapacityLimiter(_WORKERS)
 
 
 class Pace:

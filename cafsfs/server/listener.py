@@ -11,7 +11,7 @@ import trio
 
 from cafsfs.errors import CafsError, StoreError, Unavailable
 from cafsfs.packing import UnpackLimits
-from cafsfs.server.limits import Limits
+from cafsfs.server.limits import Limits, Workers
 from cafsfs.server.roots import resolve_root
 from cafsfs.server.session import Session, Tally
 from cafsfs.store.contracts import PackedStore
@@ -20,7 +20,6 @@ from cafsfs.transport import Transport
 
 log = logging.getLogger(__name__)
 
-_WORKERS = 8  # threads for disk, hashing and sendfile, over all clients
 _BACKLOG = 512
 # accept() fails with these when descriptors or memory run out: wait until some are free again.
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -52,7 +51,7 @@ class CafsServer:
         self._directory = directory
         self._limits = limits or Limits()
         self._sync = sync
-        self._limiter = trio.CapacityLimiter(_WORKERS)
+        self._workers = Workers()
         self._sessions: dict[Session, trio.CancelScope] = {}
         self._stopping = trio.Event()
 
@@ -109,7 +108,7 @@ class CafsServer:
                 # Counted here, not in the task: a burst of clients cannot slip in before it runs.
                 peer = _peer_name(stream.socket)
                 transport = Transport(stream.socket, f"client {peer}")
-                session = Session(transport, self._open_root, self._limits, self._limiter)
+                session = Session(transport, self._open_root, self._limits, self._workers)
                 self._sessions[session] = trio.CancelScope()
                 sessions.start_soon(self._run, session, transport, peer)
 
@@ -131,11 +130,11 @@ class CafsServer:
 
     async def _open_root(self, name: bytes) -> PackedStore | None:
         resolve = partial(resolve_root, self._directory, name)
-        path = await trio.to_thread.run_sync(resolve, limiter=self._limiter)
+        path = await trio.to_thread.run_sync(resolve, limiter=self._workers.questions)
         if path is None:
             return None
         limits = UnpackLimits(ceiling=self._limits.content)
-        return LocalRoot(path, limiter=self._limiter, limits=limits, sync=self._sync)
+        return LocalRoot(path, limiter=self._workers.storing, limits=limits, sync=self._sync)
 
 
 async def _outcome(session: Session) -> str:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import trio
+
 from cafsfs.errors import BlobNotFound, CafsError
 from cafsfs.store.local_root import FileBody, LocalRoot
 from cafsfs.wire import (
@@ -48,9 +50,11 @@ class Reply:
     reason: CafsError | None = None
 
 
-async def reply_to(questions: Sequence[Question], store: LocalRoot) -> list[Reply]:
+async def reply_to(
+    questions: Sequence[Question], store: LocalRoot, limiter: trio.CapacityLimiter
+) -> list[Reply]:
     """Answer the first of ``questions``, at least one; a body that is not whole ends the list."""
-    return await store.in_thread(lambda: _reply_to(questions, store))
+    return await trio.to_thread.run_sync(_reply_to, questions, store, limiter=limiter)
 
 
 def _reply_to(questions: Sequence[Question], store: LocalRoot) -> list[Reply]:

@@ -21,7 +21,7 @@ from cafsfs.errors import (
     Unavailable,
 )
 from cafsfs.packing import HEADER_LENGTH, Header
-from cafsfs.server.limits import Limits, Pace
+from cafsfs.server.limits import Limits, Pace, Workers
 from cafsfs.server.lots import LOT, Question, Reply, reply_to
 from cafsfs.store.contracts import PackedBody, PackedStore
 from cafsfs.store.local_root import FileBody, LocalRoot
@@ -93,12 +93,12 @@ class Session:
         transport: Transport,
         open_root: Callable[[bytes], Awaitable[PackedStore | None]],
         limits: Limits,
-        limiter: trio.CapacityLimiter,
+        workers: Workers,
     ) -> None:
         self._transport = transport
         self._open_root = open_root
         self._limits = limits
-        self._limiter = limiter
+        self._workers = workers
         self._wire = Connection(Role.SERVER)
         self._ahead: Event | RemoteProtocolError | None = None  # came behind a lot of questions
         self._buffer = memoryview(bytearray(_COMMAND_BUFFER))
@@ -207,7 +207,7 @@ class Session:
 
     async def _serve_lot(self, lot: Sequence[Question], store: LocalRoot) -> None:
         while lot and not self.leaving:
-            replies = await reply_to(lot, store)
+            replies = await reply_to(lot, store, self._workers.questions)
             await self._send_replies(lot, replies)
             lot = lot[len(replies) :]
 
@@ -239,7 +239,7 @@ class Session:
                 body.offset + done,
                 self._wire.body_to_send,
                 deadline=self._limits.stall,
-                limiter=self._limiter,
+                limiter=self._workers.sending,
             )
             if count == 0:
                 raise CorruptBlob("a stored blob became shorter while it was being sent")

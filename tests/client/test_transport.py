@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -251,6 +253,30 @@ async def test_sends_a_file(tmp_path: Path) -> None:
         nursery.start_soon(send)
         assert b"".join([piece async for piece in other]) == content[5:]
         assert transport.sent == len(content) - 5
+
+
+async def test_a_file_on_a_slow_disk_gives_its_thread_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer would take more at once; but so would a thousand others."""
+    now = 0.0
+    sendfile = os.sendfile
+
+    def slow(sock: int, descriptor: int, offset: int, count: int) -> int:
+        nonlocal now
+        now += 0.004
+        return sendfile(sock, descriptor, offset, min(count, 1000))
+
+    monkeypatch.setattr(os, "sendfile", slow)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    limiter = trio.CapacityLimiter(1)
+    async with joined() as (transport, _):
+        with (tmp_path / "file").open("rb") as file:
+            sent = await transport.send_file(
+                file.fileno(), 0, 1 << 20, deadline=LATE, limiter=limiter
+            )
+    assert sent == 2000
 
 
 async def test_a_peer_that_takes_nothing_of_a_file_is_timed_out(

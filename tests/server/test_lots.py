@@ -36,6 +36,7 @@ from tests.server.stand import (
 KIB = 1 << 10
 ABSENT = digest_of(b"absent")
 CONTENTS = [Random(number).randbytes(100 * number) for number in range(100)]
+WORKERS = trio.CapacityLimiter(1)
 LARGE = Random(1).randbytes(3 * MIB)  # sent by sendfile
 
 
@@ -239,7 +240,7 @@ async def test_a_lot_is_answered_in_one_hop(
         return await run(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trio.to_thread, "run_sync", counted)
-    replies = await reply_to((kinds * LOT)[: LOT + 1], root)
+    replies = await reply_to((kinds * LOT)[: LOT + 1], root, WORKERS)
     assert len(hops) == 1
     assert len(replies) == LOT
     expected = [Take(small, 4 * KIB, 0), Have(), PackedLength(4 * KIB), Absent(), Absent()]
@@ -248,7 +249,7 @@ async def test_a_lot_is_answered_in_one_hop(
 
 @pytest.mark.usefixtures("_endless_turn")
 async def test_bodies_of_a_lot_are_bounded(root: LocalRoot, place: Callable[[int], Digest]) -> None:
-    replies = await reply_to([Pull(place(60 * KIB))] * LOT, root)
+    replies = await reply_to([Pull(place(60 * KIB))] * LOT, root, WORKERS)
     assert [each.body is not None and each.body.whole for each in replies] == [True] * 5
 
 
@@ -257,7 +258,7 @@ async def test_a_large_body_ends_a_lot_and_is_not_read(
     root: LocalRoot, place: Callable[[int], Digest]
 ) -> None:
     small, large = place(4 * KIB), place(64 * KIB + 1)
-    replies = await reply_to([Pull(small), Pull(large), Pull(small)], root)
+    replies = await reply_to([Pull(small), Pull(large), Pull(small)], root, WORKERS)
     body = replies[-1].body
     assert len(replies) == 2
     assert body is not None
@@ -280,7 +281,7 @@ async def test_a_slow_disk_gives_its_thread_back_after_each_file(
     small = place(4 * KIB)
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(os, "open", slow)
-    assert len(await reply_to([Pull(small)] * LOT, root)) == 1
+    assert len(await reply_to([Pull(small)] * LOT, root, WORKERS)) == 1
 
 
 async def test_an_error_is_its_own_questions(
@@ -298,7 +299,7 @@ async def test_an_error_is_its_own_questions(
         Measure(folder),
     ]
     monkeypatch.setattr(lots, "_TURN", 3600)
-    outside, byte, unreadable, absent, no_length = await reply_to(questions, root)
+    outside, byte, unreadable, absent, no_length = await reply_to(questions, root, WORKERS)
     assert outside.answer == unreadable.answer == no_length.answer == FileError()
     assert isinstance(outside.reason, RangeError)
     assert str(unreadable.reason) == f"`{root.name}`: Is a directory"

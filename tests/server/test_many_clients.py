@@ -1,10 +1,15 @@
-"""Two hundred clients at once, each served as if it were alone."""
+"""Many clients at once, each served as if it were alone."""
 
 from __future__ import annotations
 
+import os
+import threading
+from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import pytest
 import trio
 
 from cafsfs.server import Limits
@@ -55,3 +60,63 @@ async def test_a_stalled_upload_and_idle_clients_slow_nobody(tmp_path: Path) -> 
                 assert await client.ask(push(digest, pack(content))) == b"HAVE"
         for client in stalled:
             await client.aclose()
+
+
+async def test_slow_clients_cost_few_hops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket is writable when a third of it is free: not each time that a client takes a bit."""
+    hops = 0
+    run = trio.to_thread.run_sync
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        nonlocal hops
+        hops += 1
+        return await run(*args, **options)
+
+    async def settled() -> int:
+        before = -1
+        while before != hops:
+            before = hops
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        return hops
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+    async with serving(tmp_path) as stand, AsyncExitStack() as stack:
+        digest = stand.keep_content(bytes(48 << 20))  # more than the buffers of both sides hold
+        slow = [await stack.enter_async_context(await stand.greeted()) for _ in range(40)]
+        for client in slow:
+            await client.say(pull(digest))
+        before = await settled()
+        for _ in range(50):
+            for client in slow:
+                await client.hear(1000)
+        assert await settled() - before < 2 * len(slow)
+
+
+async def test_a_disk_that_hangs_holds_up_nobody_elses_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed = threading.Event()
+    sendfile = os.sendfile
+
+    def hanging(*args: Any) -> int:
+        assert freed.wait(60)
+        return sendfile(*args)
+
+    monkeypatch.setattr(os, "sendfile", hanging)
+    small = bytes(4096)
+    async with serving(tmp_path) as stand, AsyncExitStack() as stack:
+        stack.callback(freed.set)  # the last of all
+        large = stand.keep_content(bytes(1 << 20))
+        clients = [await stack.enter_async_context(await stand.greeted()) for _ in range(20)]
+        for client in clients:
+            await client.say(pull(large))
+            assert await client.hear(54) == take(large, (1 << 20) + 16)
+        async with await stand.greeted() as client:
+            digest = digest_of(small)
+            with trio.fail_after(30):
+                assert await client.ask(push(digest, pack(small)) + check(digest), 8) == b"HAVEHAVE"
+                expected = take(digest, 4112) + pack(small)
+                assert await client.ask(pull(digest), len(expected)) == expected
+        freed.set()
+        for client in clients:
+            assert await client.hear(16 + (1 << 20)) == pack(bytes(1 << 20))
