@@ -217,6 +217,10 @@ class _Watched:
     def size(self) -> int:
         return self._source.size
 
+    @property
+    def settled(self) -> bool:
+        return self._source.settled
+
     def read_at(self, buffer: memoryview, offset: int) -> int:
         count = self._source.read_at(buffer, offset)
         self.show(offset + count)

@@ -105,6 +105,8 @@ class ContentDirectory(ContentStore):
 class _File:
     """An open blob, up to the size that it had when it was opened."""
 
+    settled = False
+
     def __init__(self, path: Path, name: str) -> None:
         self._name = name
         self._descriptor = _open_quietly(path)

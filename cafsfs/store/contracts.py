@@ -96,6 +96,10 @@ class ContentSource(Protocol):
     def size(self) -> int:
         """Bytes of content."""
 
+    @property
+    def settled(self) -> bool:
+        """True if ``read_at`` sees every change since it was hashed: nobody needs to hash again."""
+
     def read_at(self, buffer: memoryview, offset: int) -> int:
         """Fill ``buffer`` with what stands at ``offset``; returns the count, 0 at the end only.
 

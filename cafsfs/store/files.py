@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
+import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +22,11 @@ from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, Content
 from cafsfs.store.pump import PIECE
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+# A stamp of this age (nanoseconds) differs from that of any later change: filesystems count in
+# nanoseconds, ticks of 10 ms or, the coarsest, in steps of 2 s.
+_GRAIN = 2_500_000_000
 
 
 class FileSink:
@@ -56,6 +64,13 @@ class FileSource:
 
     Raises StoreError for a file that cannot be read; blocks while it hashes. A file that changes
     after that would be uploaded under a name that is not its own: reading it raises CorruptBlob.
+
+    It is ``settled``, and need not be hashed a second time while it is uploaded, if its time stamps
+    show every change that is still possible. They do where they are old enough for a new one to
+    differ, and where nobody has it open for writing, or mapped: who has may write to a page that is
+    dirty already, and no stamp tells. Not seen is a change that somebody takes back, stamps of
+    modification and all, before the upload ends; and one by another machine that a network
+    filesystem has not told us of.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,8 +79,10 @@ class FileSource:
             # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                self._stamp = self._look()
+                self._stamp, self._changed = self._look()
                 self.size = self._stamp[0]
+                old = time.time_ns() - max(self._stamp[1], self._changed) >= _GRAIN
+                self.settled = old and _has_no_writer(self._descriptor)
                 # Not by its path: that may name another file by now, and a file that is truncated
                 # while it is mapped into memory kills the process.
                 self.digest = hash_file(self._descriptor)
@@ -85,18 +102,42 @@ class FileSource:
         except OSError as error:
             raise StoreError(f"cannot read `{self._path}`: {error.strerror}") from error
         # Looked at after each piece, so that the last piece of a changed file is never sent.
-        if self._look() != self._stamp:
+        if not self._is_unchanged():
             raise CorruptBlob(
                 f"`{self._path}` changed while it was being uploaded",
                 hint="upload it again when nothing writes to it",
             )
         return count
 
-    def _look(self) -> tuple[int, int]:
+    def _is_unchanged(self) -> bool:
+        stamp, changed = self._look()
+        if stamp == self._stamp and self.settled and changed != self._changed:
+            # Its name, its mode, or its content and then its time: only its bytes tell.
+            self._changed = changed
+            return hash_file(self._descriptor) == self.digest
+        return stamp == self._stamp
+
+    def _look(self) -> tuple[tuple[int, int], int]:
+        """Size and time of modification; and the time of any change, which nobody can set."""
         stat = os.fstat(self._descriptor)
         if not S_ISREG(stat.st_mode):
             raise StoreError(f"cannot read `{self._path}`: it is no regular file")
-        return stat.st_size, stat.st_mtime_ns
+        return (stat.st_size, stat.st_mtime_ns), stat.st_ctime_ns
+
+
+def _has_no_writer(descriptor: int) -> bool:
+    """Is no descriptor and no mapping of the file open for writing? False where nobody can tell.
+
+    The kernel gives a lease for reading only then. Given back at once, it holds nobody up for
+    longer than a microsecond; the signal for whoever breaks it in between is one that is ignored.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:  # somebody has; or it is not ours, or its filesystem has no leases
+        return False
+    return True
 
 
 async def pull_to_file(

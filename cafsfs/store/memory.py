@@ -48,6 +48,8 @@ class NullSink:
 class MemorySource:
     """Content that is in memory already."""
 
+    settled = False
+
     def __init__(self, content: bytes) -> None:
         self._content = content
 

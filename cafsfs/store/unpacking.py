@@ -246,11 +246,15 @@ class _Content:
             if got == 0:
                 raise CorruptBlob(f"the content to store ends before its {self.size} bytes")
             count += got
-        self._hasher.update(view)
         self._offset += count
+        if not self._source.settled:
+            self._check_hash(view)
+        return count
+
+    def _check_hash(self, view: memoryview) -> None:
+        self._hasher.update(view)
         if self._offset == self.size and self._hasher.digest() != self._digest:
             raise CorruptBlob(f"the content to store is not that of {self._digest}")
-        return count
 
 
 class _PlainBody:

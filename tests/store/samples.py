@@ -55,6 +55,8 @@ async def pull(store: ContentStore, digest: Digest) -> bytes:
 class ShortReads:
     """A source that never fills a buffer."""
 
+    settled = False
+
     def __init__(self, content: bytes) -> None:
         self._content = content
         self.size = len(content)

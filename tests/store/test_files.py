@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import trio.testing
 
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError, Unavailable
-from cafsfs.packing import hash_bytes, hash_file
+from cafsfs.packing import Hasher, hash_bytes, hash_file
 from cafsfs.store.contracts import BlobStat
 from cafsfs.store.files import FileSink, FileSource, ReplacingFile, pull_to_file
 from cafsfs.store.memory import MemoryPackedStore
@@ -133,6 +134,80 @@ async def test_a_change_that_shows_in_no_time_stamp_is_found_by_the_hash(path: P
         await UnpackingStore(packed, limiter=LIMITER).put(source.digest, source)
     assert packed.blobs == {}
     source.close()
+
+
+# --- settled files, whose stamps tell
+
+
+@pytest.fixture
+def settled(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileSource]:
+    """As a file that was written long ago."""
+    monkeypatch.setattr("cafsfs.store.files._GRAIN", 0)
+    source = FileSource(path)
+    assert source.settled
+    yield source
+    source.close()
+
+
+def test_a_file_is_not_settled_while_it_is_young_or_somebody_may_write(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_settled() -> bool:
+        source = FileSource(path)
+        source.close()
+        return source.settled
+
+    assert not is_settled()
+    monkeypatch.setattr("cafsfs.store.files._GRAIN", 0)
+    assert is_settled()
+    with path.open("r+b") as file:
+        assert not is_settled()
+        mapped = mmap.mmap(file.fileno(), 0)
+    assert not is_settled()
+    mapped.close()
+    assert is_settled()
+
+
+async def test_a_settled_file_is_hashed_once(
+    settled: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hasher, "update", None)
+    packed = MemoryPackedStore()
+    await UnpackingStore(packed, limiter=LIMITER).put(settled.digest, settled)
+    assert packed.blobs[settled.digest][16:] == content_of(2 * MIB)
+
+
+def _overwrite_mapped(path: Path) -> None:
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[:5] = b"other"
+
+
+def _overwrite_secretly(path: Path) -> None:
+    stamp = path.stat().st_mtime_ns
+    with path.open("r+b") as file:
+        file.write(b"other")
+    os.utime(path, ns=(stamp, stamp))
+
+
+@pytest.mark.parametrize(
+    "change", [_append, _overwrite, _truncate, _overwrite_mapped, _overwrite_secretly]
+)
+async def test_a_settled_file_that_changes_is_not_uploaded(
+    path: Path, settled: FileSource, change: Callable[[Path], None]
+) -> None:
+    packed = MemoryPackedStore()
+    change(path)
+    with pytest.raises(CorruptBlob, match="changed while it was being uploaded"):
+        await UnpackingStore(packed, limiter=LIMITER).put(settled.digest, settled)
+    assert packed.blobs == {}
+
+
+async def test_a_change_of_name_or_mode_is_none_of_content(path: Path, settled: FileSource) -> None:
+    path.chmod(0o600)
+    path.rename(path.with_name("other"))
+    store = UnpackingStore(MemoryPackedStore(), limiter=LIMITER)
+    await store.put(settled.digest, settled)
+    assert await pull(store, settled.digest) == content_of(2 * MIB)
 
 
 async def test_a_file_replaced_by_another_goes_on_being_uploaded(path: Path) -> None:

@@ -30,6 +30,8 @@ class CachedFile:
     not wait for a disk. ``on_close`` is called once.
     """
 
+    settled = False
+
     def __init__(
         self,
         descriptor: int,
