@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
 import trio
 
-from cafsfs.client.connection import ServerConnection
+from cafsfs.client.connection import RemoteBody, ServerConnection
 from cafsfs.client.pool import Pool
+from cafsfs.client.resuming import ResumingBody
 from cafsfs.client.servers import Deadlines
 from cafsfs.digest import Digest
 from cafsfs.errors import (
@@ -53,12 +54,14 @@ class Source:
     """One server, as a pipeline needs it.
 
     ``measure`` tells the packed length of a blob, in bytes, on a connection of its own.
+    ``going_on`` makes of a large body one that goes on where it breaks, over another connection.
     """
 
     name: str
     pool: Pool
     deadlines: Deadlines
     measure: Callable[[Digest], Awaitable[int]]
+    going_on: Callable[[Digest, RemoteBody], AbstractAsyncContextManager[ResumingBody]]
 
 
 class Batch:
@@ -142,6 +145,7 @@ class Batch:
             asked = conversation.asked
             # An idle connection that the server had closed: no blob is to blame.
             spared = stale and not conversation.heard and isinstance(error, ConnectionBroken)
+            spared |= conversation.outlived
             if not spared and not conversation.doubtful:
                 self.settle(1, {asked.popleft(): error})
             self.give_back(asked)
@@ -169,6 +173,7 @@ class Conversation:
         self.asked: deque[Wanted] = deque()  # the first is the next to be answered
         self.heard = False  # anything at all
         self.doubtful = False  # it has sent wrong bytes
+        self.outlived = False  # by its last body, which went on over another connection
 
     async def run(self) -> None:
         """Returns when nothing waits; raises what is wrong with the connection, or its next blob.
@@ -228,10 +233,19 @@ class Conversation:
                 raise broken
             if large is None:
                 return
-            await self._batch.taker.take_body(self.asked[0], self._connection.body(large))
-            self.asked.popleft()
-            self._since = trio.current_time()
-            self._batch.settle(1, {})
+            await self._take_large(large)
+
+    async def _take_large(self, take: Take) -> None:
+        wanted = self.asked[0]
+        body = self._connection.body(take)
+        async with self._batch.source.going_on(wanted.digest, body) as lasting:
+            await self._batch.taker.take_body(wanted, lasting)
+        self.asked.popleft()
+        self._since = trio.current_time()
+        self._batch.settle(1, {})
+        if lasting.went_on:
+            self.outlived = True
+            raise ConnectionBroken(f"connection to {self._batch.source.name} broke in a body")
 
     def _parse(self) -> Take | None:
         """Collect whole answers in the lot, until all is parsed (None) or a large body begins."""

@@ -186,11 +186,7 @@ class RemoteStore(PackedStore):
             lane, body = await self._begin_range(digest, offset, length)
         else:
             lane, whole = await self._begin(digest)
-            body = ResumingBody(
-                whole,
-                partial(self._reopen, digest, whole.length, lane),
-                on_lie=self._ranges.condemn,
-            )
+            body = self._resuming(digest, whole, lane)
         try:
             yield body
         except BaseException:
@@ -227,6 +223,10 @@ class RemoteStore(PackedStore):
         )
         return _Lane(self._bulk, connection), body
 
+    def _resuming(self, digest: Digest, body: RemoteBody, lane: _Lane) -> ResumingBody:
+        reopen = partial(self._reopen, digest, body.length, lane)
+        return ResumingBody(body, reopen, on_lie=self._ranges.condemn)
+
     async def _reopen(
         self, digest: Digest, packed_length: int, lane: _Lane, head: bytes, chunk: int
     ) -> RemoteBody | None:
@@ -246,10 +246,23 @@ class RemoteStore(PackedStore):
         self, wanted: Sequence[Wanted], taker: PackedTaker, *, at_once: int | None = None
     ) -> Failures[Wanted]:
         source = Source(
-            name=self.name, pool=self._bulk, deadlines=self._deadlines, measure=self._measure
+            name=self.name,
+            pool=self._bulk,
+            deadlines=self._deadlines,
+            measure=self._measure,
+            going_on=self._going_on,
         )
         connections = min(at_once or self._connections, self._connections)
         return await Batch(source, wanted, taker).run(connections)
+
+    @asynccontextmanager
+    async def _going_on(self, digest: Digest, body: RemoteBody) -> AsyncIterator[ResumingBody]:
+        """``body``, which shares its connection; it goes on over one of its own."""
+        lane = _Lane(Pool(self._connect, limit=1), None, keep=False)
+        try:
+            yield self._resuming(digest, body, lane)
+        finally:
+            lane.leave()
 
     async def _measure(self, digest: Digest) -> int:
         """SIZE on a connection of its own: all others may be busy."""
@@ -293,7 +306,10 @@ class RemoteStore(PackedStore):
 
 @dataclass(slots=True)
 class _Lane:
-    """The place in a pool that a body has, and its connection: None while it has neither."""
+    """The place in a pool that a body has, and its connection: None while it has neither.
+
+    ``keep``: the connection is the pool's own, and stays in it for the next command.
+    """
 
     pool: Pool
     connection: ServerConnection | None
@@ -306,7 +322,7 @@ class _Lane:
             connection = await self.pool.acquire()
         else:
             connection = await self.pool.replace(dead)
-        self.connection, self.keep = connection, True
+        self.connection = connection
         return connection
 
     def leave(self) -> None:

@@ -50,6 +50,11 @@ class ResumingBody:
         self._resumed_at = 0
         self._attempts = 0
 
+    @property
+    def went_on(self) -> bool:
+        """True if it broke, and came over another connection from then on."""
+        return self._resumed_at > 0
+
     async def readinto(self, buffer: memoryview) -> int:
         while True:
             try:

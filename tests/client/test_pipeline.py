@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,10 +15,11 @@ import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cafsfs.client import BatchError, CafsClient
-from cafsfs.client.connection import ServerConnection
+from cafsfs.client.connection import RemoteBody, ServerConnection
 from cafsfs.client.pipeline import LARGE, WINDOW, Batch, Source
 from cafsfs.client.pool import Pool
 from cafsfs.client.remote import RemoteStore
+from cafsfs.client.resuming import ResumingBody
 from cafsfs.client.servers import Deadlines, Server
 from cafsfs.digest import Digest
 from cafsfs.errors import (
@@ -204,8 +205,16 @@ def batch_of(count: int) -> Batch:
     async def connect() -> ServerConnection:
         raise AssertionError
 
-    pool = Pool(connect, limit=1)
-    source = Source(name="server", pool=pool, deadlines=Deadlines(), measure=measure)
+    def going_on(digest: Digest, body: RemoteBody) -> AbstractAsyncContextManager[ResumingBody]:
+        raise AssertionError(digest, body)
+
+    source = Source(
+        name="server",
+        pool=Pool(connect, limit=1),
+        deadlines=Deadlines(),
+        measure=measure,
+        going_on=going_on,
+    )
     store = UnpackingStore(MemoryPackedStore(), limiter=trio.CapacityLimiter(1))
     return Batch(source, list(wanted_of(*(b"%d" % each for each in range(count)))), store)
 
@@ -288,6 +297,18 @@ async def test_a_large_one_that_breaks_hits_no_other(jumping_clock: MockClock) -
                 server.put(content)
             server.fault(Phase.BODY, fault, skip=5, times=1)
             assert failed(await pull_all(server, contents)) == {large: error}
+
+
+async def test_a_large_one_goes_on_where_it_broke_and_hits_no_other() -> None:
+    large = Random(3).randbytes(4 << 20)
+    contents = [*CONTENTS[:5], large, *CONTENTS[5:]]
+    async with bad_server(ranges="sound") as server:
+        for content in contents:
+            server.put(content)
+        server.fault(Phase.BODY, Fault(after=3 << 20, then="close"), skip=5, times=1)
+        assert failed(await pull_all(server, contents)) == {}
+        assert sum(server.travelled) < 6 << 20
+        assert server.ranged == 2 + 2
 
 
 async def test_after_wrong_bytes_nobody_is_taken_for_absent() -> None:
