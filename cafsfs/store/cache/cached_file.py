@@ -16,6 +16,15 @@ from cafsfs.store.files import copy_content
 
 # Closing the last descriptor of a removed file frees its blocks: not on the event loop from here on
 _LARGE = 1 << 20  # bytes
+# Behind who reads a file from one end to the other, its pages are dropped: the kernel keeps them a
+# second time for the mount. A step costs about a millisecond, in a thread that nobody waits for.
+_STEP = 8 << 20  # bytes dropped at once
+_BEHIND = 4 << 20  # bytes that stay: requests of one reader overtake each other, by 1 MiB at most
+_ASTRAY = 1 << 20  # bytes; who goes further away than that does not read in sequence
+# Pages that are not yet written cannot be dropped, and being told to would have the kernel write
+# them at once. After 30 s it does so by itself.
+_WRITTEN = 60_000_000_000  # nanoseconds
+
 # A disk that takes longer hangs: before the readers' patience (30 s) is at its end, the blob is to
 # have come from elsewhere.
 HUNG = 10.0  # seconds
@@ -49,6 +58,10 @@ class CachedFile:
         self._inline = True
         self._stamp = stamp
         self._on_close = on_close
+        # On tmpfs, where reads never wait, memory is all there is.
+        written = stamp is not None and time.time_ns() - stamp >= _WRITTEN
+        self._trail = _Trail() if inline and written else None
+        self._dropping = False
 
     def fileno(self) -> int:
         """Its descriptor."""
@@ -75,7 +88,30 @@ class CachedFile:
         if done < length:
             await self._read_in_thread(memoryview(buffer)[done:], offset + done)
         self._check_unchanged()
+        if self._trail is not None:
+            self._trail.follow(offset, length)
+            if not self._dropping and self._trail.is_long:
+                self._drop(*self._trail.take())
         return buffer
+
+    def _drop(self, offset: int, count: int) -> None:
+        """Have the kernel forget pages, off the event loop, and one step at a time."""
+        try:
+            descriptor = os.dup(self._descriptor)  # ours may be closed meanwhile
+        except OSError:  # no descriptor is left, and a reader wants no more than its bytes
+            return
+        self._dropping = True
+
+        def advise() -> None:
+            try:
+                os.posix_fadvise(descriptor, offset, count, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+        def advised(_: object) -> None:
+            self._dropping = False  # in the thread; who reads it a moment late misses nothing
+
+        trio.lowlevel.start_thread_soon(advise, advised)
 
     async def _read_in_thread(self, buffer: memoryview, offset: int) -> None:
         """Cancelled, or when the disk hangs, the thread is left to itself, and ``buffer`` to it."""
@@ -129,3 +165,27 @@ class CachedFile:
         now = os.fstat(self._descriptor)
         if now.st_mtime_ns != self._stamp or now.st_size != self.size:
             raise CorruptBlob("a cached blob was changed by somebody else")
+
+
+class _Trail:
+    """What a reader leaves behind, as long as it reads in sequence."""
+
+    def __init__(self) -> None:
+        self._start = 0
+        self._front = 0
+
+    def follow(self, offset: int, length: int) -> None:
+        """Note a read."""
+        if abs(offset - self._front) > _ASTRAY:
+            self._start = self._front = offset
+        self._front = max(self._front, offset + length)
+
+    @property
+    def is_long(self) -> bool:
+        """Is there a step to be dropped?"""
+        return self._front - _BEHIND - self._start >= _STEP
+
+    def take(self) -> tuple[int, int]:
+        """Where what may be dropped begins, and its bytes; it is not told again."""
+        start, self._start = self._start, self._front - _BEHIND
+        return start, self._start - start

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,3 +209,107 @@ async def test_it_is_closed_once_and_tells_so(tmp_path: Path, size: int, removed
     file.close()
     assert await eventually(lambda: descriptors() == before)
     assert told == [True]
+
+
+# --- pages behind readers
+
+
+@pytest.fixture
+def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What the kernel was advised to drop, offset and length."""
+    told: list[tuple[int, int]] = []
+
+    def advise(descriptor: int, offset: int, length: int, advice: int) -> None:
+        os.fstat(descriptor)  # it is open
+        assert advice == os.POSIX_FADV_DONTNEED
+        told.append((offset, length))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    return told
+
+
+def large(directory: Path, *, age: int = 3600) -> Path:
+    path = directory / "large"
+    path.touch()
+    os.truncate(path, 64 * MIB)  # a hole
+    then = time.time_ns() - age * 10**9
+    os.utime(path, ns=(then, then))
+    return path
+
+
+async def read_on(file: CachedFile, start: int, end: int, step: int = 128 * KIB) -> None:
+    before = descriptors()
+    for offset in range(start, end, step):
+        await file.read(offset, step)
+        await eventually(lambda: descriptors() <= before)  # the one that advises is gone
+
+
+async def test_pages_behind_a_sequential_reader_are_dropped(
+    tmp_path: Path, dropped: list[tuple[int, int]]
+) -> None:
+    file = cached(large(tmp_path))
+    await read_on(file, 0, 64 * MIB)
+    ends = [0, *(offset + length for offset, length in dropped)]
+    assert [offset for offset, _ in dropped] == ends[:-1]
+    assert 48 * MIB <= ends[-1] <= 60 * MIB
+    assert min(length for _, length in dropped) >= 8 * MIB
+    file.close()
+
+
+async def test_requests_that_overtake_each_other_are_a_sequence(
+    tmp_path: Path, dropped: list[tuple[int, int]]
+) -> None:
+    file = cached(large(tmp_path))
+    for offset in range(0, 13 * MIB, MIB):
+        for part in (2, 0, 3, 1):
+            await file.read(offset + part * 256 * KIB, 256 * KIB)
+    await eventually(lambda: bool(dropped))
+    assert dropped[0][0] == 0
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("age", "inline"),
+    [pytest.param(5, os.RWF_NOWAIT, id="young"), pytest.param(3600, 0, id="tmpfs")],
+)
+async def test_pages_that_cannot_be_dropped_are_left_alone(
+    tmp_path: Path, dropped: list[tuple[int, int]], age: int, inline: int
+) -> None:
+    file = cached(large(tmp_path, age=age), inline=inline)
+    await read_on(file, 0, 64 * MIB)
+    assert dropped == []
+    file.close()
+
+
+async def test_random_readers_keep_their_pages(
+    tmp_path: Path, dropped: list[tuple[int, int]]
+) -> None:
+    file = cached(large(tmp_path))
+    for offset in range(0, 64 * MIB, 2 * MIB):
+        await file.read(offset, 1 * MIB)
+        await file.read(64 * MIB - offset, 4 * KIB)
+    await read_on(file, 0, 11 * MIB)  # too little to matter
+    assert dropped == []
+    file.close()
+
+
+async def test_a_reader_does_not_wait_for_the_drop_nor_fail_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    calls = []
+
+    def hang(*_: int) -> None:
+        calls.append(1)
+        go_on.wait(60)
+        raise OSError(errno.EIO, "a sick disk")
+
+    monkeypatch.setattr(os, "posix_fadvise", hang)
+    before = descriptors()
+    file = cached(large(tmp_path))
+    for offset in range(0, 64 * MIB, MIB):
+        await file.read(offset, MIB)
+    file.close()
+    go_on.set()
+    await eventually(lambda: descriptors() <= before)
+    assert calls == [1]
