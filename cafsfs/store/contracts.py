@@ -9,7 +9,8 @@ One class crosses between them and verifies on the way: ``UnpackingStore``.
 Every method raises only CafsError (and lets Cancelled pass). The docstrings name what callers tell
 apart; StoreError, ServerRefused and RemoteProtocolError may come from any. Only what a sink raises
 that is no CafsError passes as it is, mostly an OSError, and nobody is asked instead: a full disk
-here is not the other side's fault. Deadlines are each implementation's own duty: no method waits for ever.
+here is not the other side's fault. Deadlines are each implementation's own duty: no method waits
+for ever.
 """
 
 from __future__ import annotations
