@@ -66,10 +66,11 @@ class Ranges:
         self._verdict = _Verdict.UNSOUND
 
     async def _test(self, digest: Digest, packed_length: int) -> None:
-        self._tests -= 1
-        verdict = _Verdict.UNTESTED if self._tests else _Verdict.UNSOUND
+        verdict = _Verdict.UNTESTED
         try:
             connection = await self._connect()
+            self._tests -= 1
+            verdict = _Verdict.UNTESTED if self._tests else _Verdict.UNSOUND
             try:
                 sound = await connection.has_sound_ranges(digest, packed_length)
                 verdict = _Verdict.SOUND if sound else _Verdict.UNSOUND

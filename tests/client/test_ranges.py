@@ -128,6 +128,17 @@ async def test_a_test_that_breaks_off_is_made_once_more_and_no_oftener() -> None
         assert (server.pulls, server.ranged) == (1, 2)
 
 
+async def test_a_server_that_cannot_be_reached_for_the_test_is_tested_later() -> None:
+    async with meeting("sound") as (server, remote):
+        await remote.find_absent([DIGEST])  # a connection for SIZE
+        server.fault(Phase.GREETING, Fault(then="close"), times=3)
+        for _ in range(3):
+            with pytest.raises(ConnectionBroken):
+                await remote.inspect(DIGEST)
+        await remote.inspect(DIGEST)
+        assert (server.pulls, server.ranged) == (0, 2 + 1)
+
+
 async def test_a_blob_that_goes_before_the_test_says_nothing_of_the_server() -> None:
     async with meeting("sound") as (server, remote):
         server.fault(Phase.PULL, Fault(instead=b"NONE"))
