@@ -10,7 +10,7 @@ import click
 
 from cafsfs.cli.options import QUIET, layers, with_options
 from cafsfs.cli.talk import complain, emit, run, start_logging
-from cafsfs.client.client import full_stat
+from cafsfs.client.client import full_stats
 from cafsfs.compose import open_store
 from cafsfs.config import LogOptions, StoreOptions, StoreUri, parse_uri, resolve
 from cafsfs.digest import Digest
@@ -20,7 +20,7 @@ from cafsfs.store.contracts import BlobStat
 _ABSENT = 1
 _NOBODY_COULD_TELL = 3
 
-_Found = dict[Digest, BlobStat | BlobNotFound]
+_Found = dict[Digest, BlobStat | CafsError]
 
 
 @click.command()
@@ -70,7 +70,7 @@ def stat(
 ) -> None:
     """Show content size, packed size (both in bytes) and compression of blobs at URI.
 
-    Exit code 1 if any is absent, 3 if no server could tell.
+    Exit code 1 if any is absent, 3 if no server could tell of one.
 
     \b
     cafsfs stat cafs://127.0.0.1/data HASH
@@ -83,27 +83,32 @@ def stat(
     except CafsError as error:
         complain(error)
         sys.exit(_NOBODY_COULD_TELL)
-    if as_json:
-        emit(json.dumps([_as_json(digest, found[digest]) for digest in digests]) + "\n")
-    else:
-        for digest in digests:
-            emit(_as_line(digest, found[digest]) + "\n")
+    unknown = {each: it for each, it in found.items() if _is_trouble(it)}
+    known = [each for each in digests if each not in unknown]
+    if as_json and known:
+        emit(json.dumps([_as_json(each, found[each]) for each in known]) + "\n")
+    elif known:
+        emit("".join(_as_line(each, found[each]) + "\n" for each in known))
+    for trouble in {str(each): each for each in unknown.values()}.values():
+        if isinstance(trouble, CafsError):
+            complain(trouble)
+    if unknown:
+        sys.exit(_NOBODY_COULD_TELL)
     sys.exit(_ABSENT if any(isinstance(each, BlobNotFound) for each in found.values()) else 0)
 
 
 async def _stat(uri: StoreUri, options: StoreOptions, digests: list[Digest]) -> _Found:
-    found: _Found = {}
     async with open_store(uri, options) as store:
-        for digest in digests:
-            try:
-                found[digest] = await full_stat(store, digest)
-            except BlobNotFound as error:
-                found[digest] = error
-    return found
+        found, failures = await full_stats(store, digests)
+    return {**found, **failures}
 
 
-def _as_json(digest: Digest, found: BlobStat | BlobNotFound) -> dict[str, object]:
-    if isinstance(found, BlobNotFound):
+def _is_trouble(found: BlobStat | CafsError) -> bool:
+    return isinstance(found, CafsError) and not isinstance(found, BlobNotFound)
+
+
+def _as_json(digest: Digest, found: BlobStat | CafsError) -> dict[str, object]:
+    if isinstance(found, CafsError):
         return {"hash": digest.hex, "present": False}
     return {
         "hash": digest.hex,
@@ -115,8 +120,8 @@ def _as_json(digest: Digest, found: BlobStat | BlobNotFound) -> dict[str, object
     }
 
 
-def _as_line(digest: Digest, found: BlobStat | BlobNotFound) -> str:
-    if isinstance(found, BlobNotFound):
+def _as_line(digest: Digest, found: BlobStat | CafsError) -> str:
+    if isinstance(found, CafsError):
         return f"{digest}  absent"
     packed = f"packed={found.packed_size}  compression={_compression(found)}"
     return f"{digest}  size={found.size}  {packed}"

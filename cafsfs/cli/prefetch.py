@@ -408,21 +408,11 @@ class _Filling:
 
     async def _refuse_too_many_pins(self, missing: list[Digest]) -> None:
         """Before anything is pulled, as far as servers tell sizes; raises StoreError."""
-        coming = 0
-        waiting = iter(missing)
+        sizes: dict[Digest, int] = {}
 
-        async def ask() -> None:
-            nonlocal coming
-            for digest in waiting:
-                try:
-                    stat = await self._prefetching.upstream.stat(digest)
-                except CafsError:  # the pull will tell
-                    if self._prefetching.is_cut_off():
-                        return
-                    continue
-                coming += _at_least(stat)
+        def told(digest: Digest, stat: BlobStat) -> None:
+            sizes[digest] = _at_least(stat)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(self._order.jobs, len(missing))):
-                nursery.start_soon(ask)
+        await self._prefetching.upstream.stat_many(missing, told)  # of others the pull will tell
+        coming = sum(sizes.values())
         await curation.refuse_too_many_pins(self._cache, self._order.digests, coming=coming)

@@ -131,14 +131,32 @@ class CafsClient:
         Costs a round trip or two; a whole pull only where nothing else tells the length (compressed
         blobs of the asyncio client).
         """
-        stat = await self.stat(blob_hash, retry=retry)
-        if stat.size is None:
-            raise AssertionError("a complete stat has a size")
-        return stat.size
+        return _size(await self.stat(blob_hash, retry=retry))
 
     async def stat(self, blob_hash: Digest | str, *, retry: bool = True) -> BlobStat:
         """Content size, packed size (bytes), compression, and the server that told."""
         return await full_stat(self._store(retry=retry), _digest(blob_hash))
+
+    async def stat_batch(
+        self, hashes: Iterable[Digest | str], *, retry: bool = True
+    ) -> dict[str, BlobStat]:
+        """What ``stat`` tells, of many blobs; all are tried, then BatchError tells which failed.
+
+        Pipelined: a few round trips for thousands of small blobs, which are then pulled where
+        nothing cheaper tells their length. Each blob above 256 KiB is a probe, two at once.
+        """
+        digests = [_digest(each) for each in hashes]
+        found, failures = await full_stats(self._store(retry=retry), digests)
+        if failures:
+            raise BatchError({each.hex: error for each, error in failures.items()}, len(digests))
+        return {each.hex: found[each] for each in digests}
+
+    async def size_batch(
+        self, hashes: Iterable[Digest | str], *, retry: bool = True
+    ) -> dict[str, int]:
+        """The lengths of the *content* of many blobs in bytes, as ``stat_batch`` learns them."""
+        stats = await self.stat_batch(hashes, retry=retry)
+        return {name: _size(stat) for name, stat in stats.items()}
 
     async def pull(self, blob_hash: Digest | str, path: Path, *, retry: bool = True) -> None:
         """Pull a blob to ``path``, by a temporary file beside it that is renamed when verified."""
@@ -251,6 +269,40 @@ async def full_stat(store: ContentStore, digest: Digest) -> BlobStat:
     """A stat with its size, by a pull that is thrown away where nothing cheaper tells it."""
     stat = await store.stat(digest)
     return stat if stat.size is not None else await store.pull(digest, NullSink())
+
+
+async def full_stats(
+    store: ContentStore, digests: Sequence[Digest]
+) -> tuple[dict[Digest, BlobStat], dict[Digest, CafsError]]:
+    """Full stats of a batch, and the errors of those that failed; each hits its own blob only."""
+    found: dict[Digest, BlobStat] = {}
+    errors = await store.stat_many(list(dict.fromkeys(digests)), found.__setitem__)
+    measuring = [each for each, stat in found.items() if stat.size is None]
+    wanted = [Wanted(each, _Measured(each, found)) for each in measuring]
+    failed = await store.pull_many(wanted)
+    errors |= {each.digest: error for each, error in failed.items()}
+    failures = {each: error for each, error in errors.items() if isinstance(error, CafsError)}
+    return {each: stat for each, stat in found.items() if each not in failures}, failures
+
+
+class _Measured(NullSink):
+    """A destination that keeps nothing but the stat."""
+
+    def __init__(self, digest: Digest, found: dict[Digest, BlobStat]) -> None:
+        self._digest = digest
+        self._found = found
+
+    def commit(self, stat: BlobStat, /) -> None:
+        self._found[self._digest] = stat
+
+    def abandon(self) -> None:
+        pass
+
+
+def _size(stat: BlobStat) -> int:
+    if stat.size is None:
+        raise AssertionError("a complete stat has a size")
+    return stat.size
 
 
 def _as_ours(error: CafsError | OSError, path: Path) -> CafsError:

@@ -1,8 +1,8 @@
-"""Pull many blobs over few connections: commands go ahead of their answers, answers come in lots.
+"""Ask for many blobs over few connections: commands go ahead of answers, answers come in lots.
 
 A round trip, a task, a thread hop and a receive for each blob of 4 KiB cost several times what the
-blob itself costs. So each connection is sent a window of PULLs in one segment; whatever one receive
-brings is parsed in place, and all whole blobs in it, the *lot*, go to the taker in one hop.
+blob itself costs. So each connection is sent a window of commands in one segment; whatever one
+receive brings is parsed in place, and all whole blobs in it, the *lot*, go to the taker in one hop.
 
 An error hits its own blob only. Where a connection fails, the blob that was due next bears it, as
 if it had been pulled alone; those behind it, which the server had hardly begun, are asked for again
@@ -17,10 +17,12 @@ answer is late is its blob measured, to know whether the server may still be rea
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import trio
 
@@ -34,11 +36,24 @@ from cafsfs.errors import (
     CafsError,
     ConnectionBroken,
     CorruptBlob,
+    LocalProtocolError,
     ServerRefused,
     TimedOut,
 )
 from cafsfs.store.contracts import Failures, PackedTaker, Wanted
-from cafsfs.wire import NEED_DATA, Absent, Data, EndOfBody, FileError, Pull, Take
+from cafsfs.wire import (
+    NEED_DATA,
+    Absent,
+    Data,
+    EndOfBody,
+    FileError,
+    Measure,
+    PackedLength,
+    Pull,
+    Take,
+)
+
+K = TypeVar("K")
 
 # Commands ahead of their answers, on one connection: 14 KB, which every receive buffer takes. So
 # our sends never wait for a server that itself waits for us to read.
@@ -64,13 +79,16 @@ class Source:
     going_on: Callable[[Digest, RemoteBody], AbstractAsyncContextManager[ResumingBody]]
 
 
-class Batch:
-    """What is to be pulled from one server, over several connections."""
+class Batch(ABC, Generic[K]):
+    """What one server is to be asked, over several connections.
 
-    def __init__(self, source: Source, wanted: Sequence[Wanted], taker: PackedTaker) -> None:
+    ``answer``: seconds that an answer may take.
+    """
+
+    def __init__(self, source: Source, wanted: Sequence[K], *, answer: float) -> None:
         self.source = source
-        self.taker = taker
-        self.failures: Failures[Wanted] = {}
+        self.answer = answer
+        self.failures: Failures[K] = {}
         self._waiting = deque(wanted)
         self._unsettled = len(wanted)
         self._connections = 1
@@ -78,8 +96,29 @@ class Batch:
         self._guess = float(_GUESS)
         self._given_up: CafsError | None = None
 
-    async def run(self, connections: int) -> Failures[Wanted]:
-        """Pull all, over up to so many connections at once; returns what failed."""
+    @abstractmethod
+    def command(self, each: K) -> Pull | Measure:
+        """What the server is asked."""
+
+    @abstractmethod
+    async def hand_over(self, lot: Sequence[tuple[K, memoryview | int]]) -> Failures[K]:
+        """Take answers: whole bodies, or packed lengths; CorruptBlob is the connection's end."""
+
+    async def take_body(self, each: K, body: RemoteBody) -> bool:
+        """Take a body that is too large for a lot; raises CafsError, OSError.
+
+        True if it broke, and came over another connection from then on.
+        """
+        raise LocalProtocolError(f"nobody has asked for {each}, or for {body}")
+
+    async def patience(self, each: K) -> float:
+        """Seconds in all that the answer may take that is late already."""
+        del each
+        await trio.lowlevel.checkpoint()
+        return self.answer
+
+    async def run(self, connections: int) -> Failures[K]:
+        """Ask for all, over up to so many connections at once; returns what failed."""
         self._connections = min(connections, len(self._waiting))
         async with trio.open_nursery() as nursery:
             self._idle = nursery.cancel_scope
@@ -92,7 +131,7 @@ class Batch:
 
     # --- decisions, none of them waits
 
-    def take(self, ahead: int) -> list[Wanted]:
+    def take(self, ahead: int) -> list[K]:
         """What a connection shall ask for next, with ``ahead`` blobs asked for already.
 
         Half a window at a time, and the last blobs divided fairly.
@@ -104,11 +143,11 @@ class Batch:
         count = min(window - ahead, share)
         return [self._waiting.popleft() for _ in range(count)]
 
-    def give_back(self, wanted: Iterable[Wanted]) -> None:
+    def give_back(self, wanted: Iterable[K]) -> None:
         """They are to be asked for again."""
         self._waiting.extendleft(reversed(list(wanted)))
 
-    def settle(self, count: int, failures: Failures[Wanted]) -> None:
+    def settle(self, count: int, failures: Failures[K]) -> None:
         """So many blobs are done with, these with errors."""
         self.failures |= failures
         self._unsettled -= count
@@ -158,19 +197,66 @@ class Batch:
         return True
 
 
-class Conversation:
-    """PULLs and their answers on one connection."""
+class PullBatch(Batch[Wanted]):
+    """Blobs that ``taker`` takes."""
 
-    def __init__(self, batch: Batch, connection: ServerConnection) -> None:
+    def __init__(self, source: Source, wanted: Sequence[Wanted], taker: PackedTaker) -> None:
+        super().__init__(source, wanted, answer=source.deadlines.answer)
+        self._taker = taker
+
+    def command(self, each: Wanted) -> Pull:
+        return Pull(each.digest)
+
+    async def hand_over(self, lot: Sequence[tuple[Wanted, memoryview | int]]) -> Failures[Wanted]:
+        bodies = [(wanted, body) for wanted, body in lot if isinstance(body, memoryview)]
+        return await self._taker.take(bodies)
+
+    async def take_body(self, each: Wanted, body: RemoteBody) -> bool:
+        async with self.source.going_on(each.digest, body) as lasting:
+            await self._taker.take_body(each, lasting)
+        return lasting.went_on
+
+    async def patience(self, each: Wanted) -> float:
+        """Perhaps the server is still reading a large blob: only its length tells."""
+        with suppress(CafsError):
+            length = await self.source.measure(each.digest)
+            return self.source.deadlines.for_pull(length)
+        return self.answer
+
+
+class SizeBatch(Batch[Digest]):
+    """Blobs whose packed length (bytes) ``told`` is told."""
+
+    def __init__(
+        self, source: Source, digests: Sequence[Digest], told: Callable[[Digest, int], object]
+    ) -> None:
+        super().__init__(source, digests, answer=source.deadlines.question)
+        self._told = told
+
+    def command(self, each: Digest) -> Measure:
+        return Measure(each)
+
+    async def hand_over(self, lot: Sequence[tuple[Digest, memoryview | int]]) -> Failures[Digest]:
+        for digest, length in lot:
+            if isinstance(length, int):
+                self._told(digest, length)
+        await trio.lowlevel.checkpoint()
+        return {}
+
+
+class Conversation(Generic[K]):
+    """Commands and their answers on one connection."""
+
+    def __init__(self, batch: Batch[K], connection: ServerConnection) -> None:
         self._batch = batch
         self._connection = connection
         self._deadlines = batch.source.deadlines
         self._buffer = memoryview(bytearray(_BUFFER))
         self._filled = 0
         self._body: tuple[int, int] | None = None  # of a small blob: where it begins, and ends
-        self._lot: list[tuple[Wanted, memoryview | CafsError]] = []
+        self._lot: list[tuple[K, memoryview | int | CafsError]] = []
         self._since = trio.current_time()  # the end of the last answer
-        self.asked: deque[Wanted] = deque()  # the first is the next to be answered
+        self.asked: deque[K] = deque()  # the first is the next to be answered
         self.heard = False  # anything at all
         self.doubtful = False  # it has sent wrong bytes
         self.outlived = False  # by its last body, which went on over another connection
@@ -183,7 +269,7 @@ class Conversation:
         while True:
             if more := self._batch.take(len(self.asked)):
                 self.asked += more
-                await self._connection.ask([Pull(each.digest) for each in more])
+                await self._connection.ask([self._batch.command(each) for each in more])
             if not self.asked:
                 return
             await self._receive()
@@ -201,15 +287,10 @@ class Conversation:
 
     async def _await_answer(self, buffer: memoryview) -> int:
         """All of an answer comes within its deadline, counted from the end of the one before."""
-        patience = self._deadlines.answer
         try:
-            return await self._receive_by(buffer, self._since + patience)
+            return await self._receive_by(buffer, self._since + self._batch.answer)
         except TimedOut:
-            pass
-        # Perhaps the server is still reading a large blob: only its length tells.
-        with suppress(CafsError):
-            length = await self._batch.source.measure(self.asked[0].digest)
-            patience = self._deadlines.for_pull(length)
+            patience = await self._batch.patience(self.asked[0])
         try:
             return await self._receive_by(buffer, self._since + patience)
         except TimedOut:
@@ -236,14 +317,11 @@ class Conversation:
             await self._take_large(large)
 
     async def _take_large(self, take: Take) -> None:
-        wanted = self.asked[0]
-        body = self._connection.body(take)
-        async with self._batch.source.going_on(wanted.digest, body) as lasting:
-            await self._batch.taker.take_body(wanted, lasting)
+        went_on = await self._batch.take_body(self.asked[0], self._connection.body(take))
         self.asked.popleft()
         self._since = trio.current_time()
         self._batch.settle(1, {})
-        if lasting.went_on:
+        if went_on:
             self.outlived = True
             raise ConnectionBroken(f"connection to {self._batch.source.name} broke in a body")
 
@@ -266,9 +344,11 @@ class Conversation:
                 start, end = self._body
                 self._body = None
                 lot.append((asked.popleft(), self._buffer[start:end]))
+            elif isinstance(event, PackedLength):
+                lot.append((asked.popleft(), event.length))
             elif isinstance(event, Absent):
                 wanted = asked.popleft()
-                lot.append((wanted, BlobNotFound(wanted.digest)))
+                lot.append((wanted, BlobNotFound(self._batch.command(wanted).digest)))
             elif isinstance(event, FileError):
                 error = ServerRefused(f"{self._batch.source.name} answers ERIO")
                 lot.append((asked.popleft(), error))
@@ -282,19 +362,19 @@ class Conversation:
         if not self._lot:
             return
         lot, self._lot = self._lot, []
-        bodies = [(wanted, said) for wanted, said in lot if isinstance(said, memoryview)]
-        failures = await self._batch.taker.take(bodies) if bodies else {}
+        answers = [(each, said) for each, said in lot if not isinstance(said, CafsError)]
+        failures = await self._batch.hand_over(answers) if answers else {}
         wrong: CorruptBlob | None = None
-        again: list[Wanted] = []
-        for wanted, said in lot:
-            if isinstance(said, memoryview):
-                error = failures.get(wanted)
+        again: list[K] = []
+        for each, said in lot:
+            if not isinstance(said, CafsError):
+                error = failures.get(each)
                 if isinstance(error, CorruptBlob):
                     wrong = error
             elif wrong is None:
-                failures[wanted] = said
+                failures[each] = said
             else:  # who says that it is absent?
-                again.append(wanted)
+                again.append(each)
         self._batch.settle(len(lot) - len(again), failures)
         self._batch.give_back(again)
         if wrong is not None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import trio
 
 from cafsfs.client.connection import RemoteBody, ServerConnection
-from cafsfs.client.pipeline import Batch, Source
+from cafsfs.client.pipeline import PullBatch, SizeBatch, Source
 from cafsfs.client.pool import Pool
 from cafsfs.client.ranges import Ranges
 from cafsfs.client.resuming import ResumingBody
@@ -34,6 +34,7 @@ from cafsfs.store.contracts import (
     PackedStore,
     PackedTaker,
     Wanted,
+    one_by_one,
 )
 from cafsfs.store.memory import MemoryBody
 from cafsfs.wire import MAX_ROOT
@@ -245,15 +246,35 @@ class RemoteStore(PackedStore):
     async def fetch_many(
         self, wanted: Sequence[Wanted], taker: PackedTaker, *, at_once: int | None = None
     ) -> Failures[Wanted]:
-        source = Source(
+        connections = min(at_once or self._connections, self._connections)
+        return await PullBatch(self._source(self._bulk), wanted, taker).run(connections)
+
+    async def inspect_many(
+        self, digests: Sequence[Digest], told: Callable[[Digest, PackedStat], object]
+    ) -> Failures[Digest]:
+        large: list[Digest] = []
+
+        def measured(digest: Digest, length: int) -> None:
+            if length <= SMALL:
+                told(digest, PackedStat(length, None))
+            else:
+                large.append(digest)
+
+        async def probe(digest: Digest) -> None:
+            told(digest, await self.inspect(digest))
+
+        batch = SizeBatch(self._source(self._quick), digests, measured)
+        failures = await batch.run(self._connections)
+        return failures | await one_by_one(probe, large, at_once=_PROBES)
+
+    def _source(self, pool: Pool) -> Source:
+        return Source(
             name=self.name,
-            pool=self._bulk,
+            pool=pool,
             deadlines=self._deadlines,
             measure=self._measure,
             going_on=self._going_on,
         )
-        connections = min(at_once or self._connections, self._connections)
-        return await Batch(source, wanted, taker).run(connections)
 
     @asynccontextmanager
     async def _going_on(self, digest: Digest, body: RemoteBody) -> AsyncIterator[ResumingBody]:

@@ -12,10 +12,18 @@ import trio
 
 from cafsfs.digest import DIGEST_LENGTH, Digest
 from cafsfs.errors import CafsError, TimedOut, Unavailable, Unreachable
-from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+from cafsfs.store.contracts import (
+    BlobStat,
+    ContentSink,
+    ContentSource,
+    ContentStore,
+    Failures,
+    Wanted,
+)
 
 log = logging.getLogger(__name__)
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 _MADE_UP = Digest(bytes(DIGEST_LENGTH))  # nobody knows content with this hash
@@ -80,6 +88,18 @@ class FailFastStore(ContentStore):
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         return await self._ask(lambda: self._upstream.pull(digest, sink))
 
+    async def stat_many(
+        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
+    ) -> Failures[Digest]:
+        return await self._ask_many(lambda left: self._upstream.stat_many(left, told), digests)
+
+    async def pull_many(
+        self, wanted: Sequence[Wanted], *, at_once: int | None = None
+    ) -> Failures[Wanted]:
+        return await self._ask_many(
+            lambda left: self._upstream.pull_many(left, at_once=at_once), wanted
+        )
+
     async def put(self, digest: Digest, source: ContentSource) -> None:
         await self._ask(lambda: self._upstream.put(digest, source))
 
@@ -100,6 +120,27 @@ class FailFastStore(ContentStore):
             raise
         self._answered()
         return answer
+
+    async def _ask_many(
+        self, operation: Callable[[Sequence[K]], Awaitable[Failures[K]]], wanted: Sequence[K]
+    ) -> Failures[K]:
+        if not wanted:
+            await trio.lowlevel.checkpoint()
+            return {}
+        if self._outage is not None:
+            refusal = _refusal(self._outage)
+            await trio.lowlevel.checkpoint()
+            return dict.fromkeys(wanted, refusal)
+        failures = await operation(wanted)
+        # An answer to one blob ends an outage. If the server has gone since, it begins another, and
+        # the probe tells soon which of the two came last.
+        if any(not isinstance(failures.get(each), Unavailable) for each in wanted):
+            self._answered()
+        for error in failures.values():
+            if isinstance(error, Unreachable | TimedOut):
+                self._suspect(error)
+                break
+        return failures
 
     # --- decisions, none of them waits
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import trio
 
 from cafsfs.digest import Digest
-from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+from cafsfs.store.contracts import (
+    BlobStat,
+    ContentSink,
+    ContentSource,
+    ContentStore,
+    Destination,
+    Failures,
+    Wanted,
+)
 
 _BURST = 0.25  # seconds of the rate that may be saved up while nothing is pulled
 # A shorter wait (seconds) is put off, not forgotten: for blobs of 4 KiB at 20 MB/s (0.2 ms each)
@@ -51,6 +60,22 @@ class PacingStore(ContentStore):
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         paced = _PacedSink(sink, self._bucket, lambda: self._give_way(digest))
         return await self._upstream.pull(digest, paced)
+
+    async def stat_many(
+        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
+    ) -> Failures[Digest]:
+        return await self._upstream.stat_many(digests, told)
+
+    async def pull_many(
+        self, wanted: Sequence[Wanted], *, at_once: int | None = None
+    ) -> Failures[Wanted]:
+        def paced(each: Wanted) -> Wanted:
+            give_way = partial(self._give_way, each.digest)
+            return Wanted(each.digest, _PacedDestination(each.destination, self._bucket, give_way))
+
+        of = {paced(each): each for each in wanted}
+        failures = await self._upstream.pull_many(list(of), at_once=at_once)
+        return {of[each]: error for each, error in failures.items()}
 
     async def put(self, digest: Digest, source: ContentSource) -> None:
         await self._upstream.put(digest, source)
@@ -104,3 +129,14 @@ class _PacedSink:
             await trio.sleep(_STEP)
             if not self._give_way():
                 return
+
+
+class _PacedDestination(_PacedSink):
+    """A lot of small blobs is held up as a piece of that length would be."""
+
+    def __init__(
+        self, destination: Destination, bucket: _Bucket, give_way: Callable[[], bool]
+    ) -> None:
+        super().__init__(destination, bucket, give_way)
+        self.commit = destination.commit
+        self.abandon = destination.abandon

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TypeVar
 
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError
-from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+from cafsfs.store.contracts import (
+    BlobStat,
+    ContentSink,
+    ContentSource,
+    ContentStore,
+    Failures,
+    Wanted,
+)
 
 log = logging.getLogger(__name__)
+
+K = TypeVar("K")
 
 
 class SeededStore(ContentStore):
@@ -45,8 +55,32 @@ class SeededStore(ContentStore):
             _pass_over(error)
         return await self._upstream.pull(digest, sink)
 
+    async def stat_many(
+        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
+    ) -> Failures[Digest]:
+        return await self._first(lambda store, left: store.stat_many(left, told), digests)
+
+    async def pull_many(
+        self, wanted: Sequence[Wanted], *, at_once: int | None = None
+    ) -> Failures[Wanted]:
+        return await self._first(lambda store, left: store.pull_many(left, at_once=at_once), wanted)
+
     async def put(self, digest: Digest, source: ContentSource) -> None:
         await self._upstream.put(digest, source)
+
+    async def _first(
+        self,
+        operation: Callable[[ContentStore, Sequence[K]], Awaitable[Failures[K]]],
+        wanted: Sequence[K],
+    ) -> Failures[K]:
+        failures = await operation(self._seed, wanted)
+        left = [each for each, error in failures.items() if isinstance(error, CafsError)]
+        for error in {str(each): each for each in failures.values()}.values():
+            if isinstance(error, CafsError):
+                _pass_over(error)
+        for each in left:
+            del failures[each]
+        return failures | await operation(self._upstream, left) if left else failures
 
 
 def _pass_over(error: CafsError) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from cafsfs.digest import Digest
-from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
+from cafsfs.store.contracts import (
+    BlobStat,
+    ContentSink,
+    ContentSource,
+    ContentStore,
+    Destination,
+    Failures,
+    Wanted,
+)
 
 
 class WatchedStore(ContentStore):
@@ -29,6 +38,22 @@ class WatchedStore(ContentStore):
         watched = _WatchedSink(sink, lambda end: self._on_write(digest, end))
         return await self._upstream.pull(digest, watched)
 
+    async def stat_many(
+        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
+    ) -> Failures[Digest]:
+        return await self._upstream.stat_many(digests, told)
+
+    async def pull_many(
+        self, wanted: Sequence[Wanted], *, at_once: int | None = None
+    ) -> Failures[Wanted]:
+        def watched(each: Wanted) -> Wanted:
+            on_write = partial(self._on_write, each.digest)
+            return Wanted(each.digest, _WatchedDestination(each.destination, on_write))
+
+        of = {watched(each): each for each in wanted}
+        failures = await self._upstream.pull_many(list(of), at_once=at_once)
+        return {of[each]: error for each, error in failures.items()}
+
     async def put(self, digest: Digest, source: ContentSource) -> None:
         await self._upstream.put(digest, source)
 
@@ -48,3 +73,10 @@ class _WatchedSink:
         self._end += len(data)
         self._on_write(self._end)
         return result
+
+
+class _WatchedDestination(_WatchedSink):
+    def __init__(self, destination: Destination, on_write: Callable[[int], object]) -> None:
+        super().__init__(destination, on_write)
+        self.commit = destination.commit
+        self.abandon = destination.abandon

@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cafsfs.client import BatchError, CafsClient
 from cafsfs.client.connection import RemoteBody, ServerConnection
-from cafsfs.client.pipeline import LARGE, WINDOW, Batch, Source
+from cafsfs.client.pipeline import LARGE, WINDOW, PullBatch, Source
 from cafsfs.client.pool import Pool
 from cafsfs.client.remote import RemoteStore
 from cafsfs.client.resuming import ResumingBody
@@ -31,37 +31,23 @@ from cafsfs.errors import (
     TimedOut,
     Unreachable,
 )
-from cafsfs.store.contracts import BlobStat, Failures, PackedBody, Wanted
-from cafsfs.store.memory import MemoryPackedStore, MemorySink
+from cafsfs.store.contracts import Failures, PackedBody, Wanted
+from cafsfs.store.memory import MemoryPackedStore
 from cafsfs.store.unpacking import UnpackingStore
 from tests.bad_server import BadServer, Fault, Phase, bad_server, pack
 from tests.client.test_client import nowhere
 from tests.server.stand import digest_of, pull, take
+from tests.store.samples import MemoryDestination
 
 RESET = Fault(then="reset")
 STALL = Fault(then="stall")
 CONTENTS = [b"%d" % number * 100 for number in range(30)]
 
 
-class Kept(MemorySink):
-    """A destination in memory, that knows how it ended."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ended: list[str] = []
-
-    def commit(self, stat: BlobStat, /) -> None:
-        assert stat.size == len(self.content)
-        self.ended.append("committed")
-
-    def abandon(self) -> None:
-        self.ended.append("abandoned")
-
-
-def wanted_of(*contents: bytes) -> dict[Wanted, Kept]:
+def wanted_of(*contents: bytes) -> dict[Wanted, MemoryDestination]:
     found = {}
     for content in contents:
-        kept = Kept()
+        kept = MemoryDestination()
         found[Wanted(digest_of(content), kept)] = kept
     return found
 
@@ -198,7 +184,7 @@ async def test_a_window_goes_ahead_and_no_more() -> None:
     assert {tuple(kept.ended) for kept in wanted.values()} <= {(), ("committed",), ("abandoned",)}
 
 
-def batch_of(count: int) -> Batch:
+def batch_of(count: int) -> PullBatch:
     async def measure(digest: Digest) -> int:
         raise AssertionError(digest)
 
@@ -216,7 +202,7 @@ def batch_of(count: int) -> Batch:
         going_on=going_on,
     )
     store = UnpackingStore(MemoryPackedStore(), limiter=trio.CapacityLimiter(1))
-    return Batch(source, list(wanted_of(*(b"%d" % each for each in range(count)))), store)
+    return PullBatch(source, list(wanted_of(*(b"%d" % each for each in range(count)))), store)
 
 
 def test_half_a_window_is_asked_for_at_a_time() -> None:
@@ -341,7 +327,7 @@ async def test_after_wrong_bytes_nobody_is_taken_for_absent() -> None:
 
 
 async def test_a_full_disk_hits_its_own_blob_only() -> None:
-    class Full(Kept):
+    class Full(MemoryDestination):
         def write(self, data: bytes | memoryview, /) -> None:
             raise OSError(28, "No space left on device")
 
@@ -443,3 +429,57 @@ async def test_leftovers_go_to_the_next_server(
         }
         assert len(os.listdir(tmp_path)) == len(CONTENTS) - 1
         assert second.commands["PULL"] == 3
+
+
+# --- sizes
+
+
+async def test_sizes_of_many_are_a_few_round_trips_over_few_connections() -> None:
+    random = Random(4)
+    contents = [random.randbytes(random.randrange(5000)) for _ in range(600)]
+    hows = ["none", "zstd", "zlib", "zlib-asyncio"]
+    async with bad_server() as server:
+        names = [server.put(each, hows[at % 4]) for at, each in enumerate(contents)]
+        large = Random(5).randbytes(6 << 20)
+        names.append(server.put(large, "zstd"))
+        async with CafsClient("/root", [server.address], connections_per_server=2) as client:
+            sizes = await client.size_batch([*names, names[0]])
+            assert sizes == dict(zip(names, map(len, [*contents, large]), strict=True))
+            stats = await client.stat_batch(names[:3])
+            assert stats[names[2]].packed_size == len(pack(contents[2], "zlib"))
+            assert await client.size_batch([]) == {}
+        assert server.connections <= 4  # a probe has one of its own, and the test of ranges
+
+
+async def test_an_error_hits_its_own_size_only(jumping_clock: MockClock) -> None:
+    names = [digest_of(each).hex for each in CONTENTS]
+    for fault, error, more in (
+        (RESET, ConnectionBroken, 1),
+        (Fault(instead=b"GARBAGE!"), RemoteProtocolError, 1),
+        (Fault(instead=b"ERIO"), ServerRefused, 0),
+        (Fault(after=3, then="stall"), TimedOut, 1),
+    ):
+        async with bad_server() as server:
+            for content in CONTENTS[1:]:
+                server.put(content)
+            server.fault(Phase.SIZE, fault, skip=6, times=1)
+            async with CafsClient("/root", [server.address], connections_per_server=1) as client:
+                with pytest.raises(BatchError) as caught:
+                    await client.stat_batch(names, retry=False)
+            assert {each: type(why) for each, why in caught.value.failures.items()} == {
+                names[0]: BlobNotFound,
+                names[6]: error,
+            }
+            assert server.connections == 1 + more
+
+
+async def test_wrong_bytes_of_a_blob_that_only_a_pull_measures() -> None:
+    async with bad_server() as server:
+        names = [server.put(each, "zlib-asyncio") for each in CONTENTS]
+        wrong = server.have(digest_of(b"other").hex, pack(b"content", "zlib-asyncio"))
+        async with CafsClient("/root", [server.address]) as client:
+            with pytest.raises(BatchError) as caught:
+                await client.size_batch([*names, wrong])
+        assert {each: type(why) for each, why in caught.value.failures.items()} == {
+            wrong: CorruptBlob
+        }

@@ -14,7 +14,7 @@ import trio
 
 from cafsfs.digest import Digest
 from cafsfs.packing import Compression, Packer, hash_bytes
-from cafsfs.store.contracts import ContentStore
+from cafsfs.store.contracts import BlobStat, ContentStore, Wanted
 from cafsfs.store.memory import MemorySink, MemorySource
 from cafsfs.store.pump import PIECE
 
@@ -50,6 +50,39 @@ async def pull(store: ContentStore, digest: Digest) -> bytes:
     sink = MemorySink()
     await store.pull(digest, sink)
     return bytes(sink.content)
+
+
+class MemoryDestination(MemorySink):
+    """A destination in memory, that knows how it ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[str] = []
+
+    def commit(self, stat: BlobStat, /) -> None:
+        assert stat.size == len(self.content)
+        self.ended.append("committed")
+
+    def abandon(self) -> None:
+        assert "committed" not in self.ended
+        self.ended.append("abandoned")
+
+
+async def pull_many(store: ContentStore, digest: Digest) -> bytes:
+    """Pull a batch of one; raises what failed."""
+    destination = MemoryDestination()
+    for error in (await store.pull_many([Wanted(digest, destination)])).values():
+        raise error
+    assert destination.ended[-1] == "committed"
+    return bytes(destination.content)
+
+
+async def stat_many(store: ContentStore, digest: Digest) -> BlobStat:
+    """Stat a batch of one; raises what failed."""
+    told: dict[Digest, BlobStat] = {}
+    for error in (await store.stat_many([digest], told.__setitem__)).values():
+        raise error
+    return told[digest]
 
 
 class ShortReads:

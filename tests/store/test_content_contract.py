@@ -12,6 +12,7 @@ import trio
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CorruptBlob
 from cafsfs.packing import hash_bytes
+from cafsfs.store.contracts import BlobStat, Wanted
 from cafsfs.store.memory import MemorySink, MemorySource
 from tests.store.samples import (
     ABSENT,
@@ -21,6 +22,7 @@ from tests.store.samples import (
     CallingSource,
     EndsEarly,
     FullDisk,
+    MemoryDestination,
     ShortReads,
     content_of,
     descriptors,
@@ -80,6 +82,48 @@ async def test_find_missing_of_many(stack: ContentStack) -> None:
     absent = {Digest(secrets.token_bytes(32)) for _ in range(2500)}
     assert await stack.store.find_missing(present | absent) == absent
     assert await stack.store.find_missing(present) == set()
+
+
+async def test_a_batch_is_pulled_and_an_error_hits_its_own_blob_only(stack: ContentStack) -> None:
+    contents = [content_of(size, variant) for variant, size in enumerate((0, 1, 9, 5000, 2 * MIB))]
+    wanted = [Wanted(await put(stack.store, each), MemoryDestination()) for each in contents]
+    absent = Wanted(ABSENT, MemoryDestination())
+    again = Wanted(wanted[0].digest, MemoryDestination())
+    batch = [wanted[0], absent, *wanted[1:], again]
+    failures = await stack.store.pull_many(batch, at_once=2)
+    assert list(failures) == [absent]
+    assert isinstance(failures[absent], BlobNotFound)
+    for each, content in zip([*wanted, again], [*contents, contents[0]], strict=True):
+        assert isinstance(each.destination, MemoryDestination)
+        assert each.destination.ended[-1] == "committed"
+        assert each.destination.content == content
+    assert await stack.store.pull_many([]) == {}
+
+
+async def test_a_batch_is_measured_and_an_error_hits_its_own_blob_only(stack: ContentStack) -> None:
+    sizes = {await put(stack.store, content_of(size)): size for size in (0, 1, 5000, 2 * MIB)}
+    digests = list(sizes)
+    told: dict[Digest, BlobStat] = {}
+    failures = await stack.store.stat_many([digests[0], ABSENT, *digests[1:]], told.__setitem__)
+    assert list(failures) == [ABSENT]
+    assert isinstance(failures[ABSENT], BlobNotFound)
+    assert told.keys() == sizes.keys()
+    for digest, size in sizes.items():
+        assert told[digest].size in ({size} if stack.tells_sizes else {size, None})
+    assert await stack.store.stat_many([], told.__setitem__) == {}
+
+
+async def test_a_full_disk_is_the_error_of_one_destination(stack: ContentStack) -> None:
+    class Full(MemoryDestination):
+        def commit(self, stat: BlobStat, /) -> None:
+            raise FullDisk().error
+
+    content = content_of(5000)
+    digest = await put(stack.store, content)
+    full, good = Wanted(digest, Full()), Wanted(digest, MemoryDestination())
+    failures = await stack.store.pull_many([full, good])
+    assert list(failures) == [full]
+    assert isinstance(failures[full], OSError)
 
 
 async def test_putting_what_is_there_already_is_fine(stack: ContentStack) -> None:

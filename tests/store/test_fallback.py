@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import product
 
 import pytest
 
+from cafsfs.digest import Digest
 from cafsfs.errors import (
     BlobNotFound,
     CafsError,
@@ -16,9 +17,10 @@ from cafsfs.errors import (
     Unreachable,
 )
 from cafsfs.packing import hash_bytes
+from cafsfs.store.contracts import ContentStore, Wanted
 from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.memory import MemorySource
-from tests.store.samples import ABSENT, FullDisk, pull
+from tests.store.samples import ABSENT, FullDisk, MemoryDestination, pull, pull_many, stat_many
 from tests.store.scripted import ScriptedStore
 
 CONTENT = b"content"
@@ -40,14 +42,22 @@ def test_there_must_be_one() -> None:
         FallbackStore([])
 
 
-@pytest.mark.parametrize("verb", ["stat", "pull"])
+VERBS: dict[str, Callable[[ContentStore, Digest], Awaitable[object]]] = {
+    "stat": lambda store, digest: store.stat(digest),
+    "pull": pull,
+    "stat_many": stat_many,
+    "pull_many": pull_many,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
 async def test_absent_only_if_all_say_so(
     order: tuple[str, ...], verb: str, expect_log: Callable[[str], None]
 ) -> None:
     stores = [make(outcome) for outcome in order]
     fallback = FallbackStore(stores)
-    operation = fallback.stat(DIGEST) if verb == "stat" else pull(fallback, DIGEST)
+    operation = VERBS[verb](fallback, DIGEST)
     asked = order.index("ok") + 1 if "ok" in order else len(order)
     if "failed" in order[: min(asked, len(order) - 1)]:
         expect_log("WARNING cafsfs.store.fallback: going on with the next server: nobody")
@@ -130,3 +140,19 @@ async def test_a_full_disk_here_is_no_reason_to_ask_another() -> None:
     with pytest.raises(OSError, match="No space"):
         await FallbackStore([make("ok"), second]).pull(DIGEST, FullDisk())
     assert second.calls == []
+
+
+async def test_of_a_batch_the_next_store_is_asked_for_what_is_left(
+    expect_log: Callable[[str], None],
+) -> None:
+    contents = [b"%d" % number for number in range(5)]
+    first, second = ScriptedStore(*contents[:3]), ScriptedStore(*contents[1:4])
+    first.errors = [ServerRefused("it is tired")]
+    expect_log("WARNING cafsfs.store.fallback: going on with the next server: it is tired")
+    wanted = [Wanted(hash_bytes(each), MemoryDestination()) for each in contents]
+    failures = await FallbackStore([first, second]).pull_many(wanted, at_once=1)
+    assert {each: type(error) for each, error in failures.items()} == {
+        wanted[0]: ServerRefused,  # nobody has said that it is nowhere
+        wanted[4]: BlobNotFound,
+    }
+    assert (len(first.calls), len(second.calls)) == (5, 3)

@@ -12,10 +12,18 @@ from trio.testing import MockClock
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound
 from cafsfs.packing import hash_bytes
-from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore
+from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore, Wanted
 from cafsfs.store.memory import MemorySink, MemorySource
 from cafsfs.store.pacing import PacingStore
-from tests.store.samples import ABSENT, CallingSink, FullDisk, content_of, eventually, pull
+from tests.store.samples import (
+    ABSENT,
+    CallingSink,
+    FullDisk,
+    MemoryDestination,
+    content_of,
+    eventually,
+    pull,
+)
 from tests.store.scripted import ScriptedStore
 
 CONTENT = content_of(10_000)
@@ -65,6 +73,18 @@ async def elapsed(store: ContentStore, pulls: int = 1) -> float:
 
 
 # --- rate
+
+
+async def test_a_batch_goes_at_the_rate_of_all_its_blobs_together(
+    autojump_clock: MockClock,
+) -> None:
+    contents = [content_of(1000, variant) for variant in range(1, 11)]
+    store = PacingStore(Threaded(*contents), rate=1000)
+    wanted = [Wanted(hash_bytes(each), MemoryDestination()) for each in contents]
+    began = trio.current_time()
+    assert await store.pull_many(wanted) == {}
+    assert trio.current_time() - began == pytest.approx(9 - 0.25)
+    assert [each.destination.content for each in wanted] == contents  # type: ignore[attr-defined]
 
 
 async def test_a_pull_goes_at_the_rate(autojump_clock: MockClock) -> None:

@@ -17,10 +17,10 @@ from cafsfs.errors import (
     Unreachable,
 )
 from cafsfs.packing import hash_bytes
-from cafsfs.store.contracts import ContentStore
+from cafsfs.store.contracts import ContentStore, Wanted
 from cafsfs.store.memory import MemorySource
 from cafsfs.store.retrying import RetryingStore
-from tests.store.samples import FullDisk, content_of, pull
+from tests.store.samples import FullDisk, MemoryDestination, content_of, pull, pull_many, stat_many
 from tests.store.scripted import ScriptedStore
 
 CONTENT = content_of(3000)
@@ -30,6 +30,8 @@ VERBS: dict[str, Callable[[ContentStore], Awaitable[object]]] = {
     "find_missing": lambda store: store.find_missing([DIGEST]),
     "stat": lambda store: store.stat(DIGEST),
     "pull": lambda store: pull(store, DIGEST),
+    "stat_many": lambda store: stat_many(store, DIGEST),
+    "pull_many": lambda store: pull_many(store, DIGEST),
     "put": lambda store: store.put(DIGEST, MemorySource(CONTENT)),
 }
 
@@ -40,7 +42,7 @@ async def test_a_broken_connection_is_tried_again(verb: str, attempts: int) -> N
     store = ScriptedStore(CONTENT)
     store.errors = [ConnectionBroken(f"attempt {each}") for each in range(1, attempts)]
     await VERBS[verb](RetryingStore(store, attempts=attempts))
-    assert store.calls == [verb] * attempts
+    assert store.calls == [verb.removesuffix("_many")] * attempts
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -50,7 +52,7 @@ async def test_the_last_error_is_raised(verb: str, attempts: int) -> None:
     store.errors = [ConnectionBroken(f"attempt {each}") for each in range(1, 9)]
     with pytest.raises(ConnectionBroken, match=f"attempt {attempts}"):
         await VERBS[verb](RetryingStore(store, attempts=attempts))
-    assert store.calls == [verb] * attempts
+    assert store.calls == [verb.removesuffix("_many")] * attempts
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ async def test_nothing_else_is(verb: str, error: type[CafsError]) -> None:
     store.errors = [error("once")]
     with pytest.raises(error):
         await VERBS[verb](RetryingStore(store, attempts=4))
-    assert store.calls == [verb]
+    assert store.calls == [verb.removesuffix("_many")]
 
 
 async def test_a_second_attempt_does_not_splice() -> None:
@@ -79,3 +81,14 @@ async def test_the_error_of_a_sink_is_not_tried_again() -> None:
     with pytest.raises(OSError, match="No space"):
         await RetryingStore(store, attempts=4).pull(DIGEST, FullDisk())
     assert store.calls == ["pull"]
+
+
+async def test_of_a_batch_only_those_are_tried_again_that_the_connection_hit() -> None:
+    contents = [b"one", b"two", b"three"]
+    store = ScriptedStore(*contents)
+    store.errors = [ConnectionBroken("once"), ServerRefused("for good")]
+    wanted = [Wanted(hash_bytes(each), MemoryDestination()) for each in contents]
+    failures = await RetryingStore(store, attempts=4).pull_many(wanted, at_once=1)
+    assert [type(each) for each in failures.values()] == [ServerRefused]
+    assert list(failures) == [wanted[1]]
+    assert store.calls == ["pull"] * 4

@@ -8,9 +8,10 @@ import pytest
 
 from cafsfs.errors import BlobNotFound, CafsError, CorruptBlob, StoreError, Unreachable
 from cafsfs.packing import hash_bytes
+from cafsfs.store.contracts import Wanted
 from cafsfs.store.memory import MemorySource
 from cafsfs.store.seeded import SeededStore
-from tests.store.samples import ABSENT, pull
+from tests.store.samples import ABSENT, MemoryDestination, pull, pull_many, stat_many
 from tests.store.scripted import ScriptedStore
 
 CONTENT = b"content"
@@ -29,7 +30,7 @@ async def test_what_the_seed_has_is_asked_of_nobody_else() -> None:
 
 
 @pytest.mark.parametrize("error", WRONG, ids=lambda each: type(each).__name__)
-@pytest.mark.parametrize("verb", ["stat", "pull", "find_missing"])
+@pytest.mark.parametrize("verb", ["stat", "pull", "stat_many", "pull_many", "find_missing"])
 async def test_whatever_is_wrong_with_the_seed_is_a_miss(
     verb: str, error: CafsError, expect_log: Callable[[str], None]
 ) -> None:
@@ -42,6 +43,10 @@ async def test_whatever_is_wrong_with_the_seed_is_a_miss(
             assert (await store.stat(DIGEST)).size == len(CONTENT)
         case "pull":
             assert await pull(store, DIGEST) == CONTENT
+        case "stat_many":
+            assert (await stat_many(store, DIGEST)).size == len(CONTENT)
+        case "pull_many":
+            assert await pull_many(store, DIGEST) == CONTENT
         case _:
             assert await store.find_missing([DIGEST, ABSENT]) == {ABSENT}
 
@@ -72,3 +77,18 @@ async def test_nothing_is_put_into_the_seed() -> None:
     await SeededStore(seed, upstream).put(DIGEST, MemorySource(CONTENT))
     assert seed.calls == []
     assert upstream.blobs == {DIGEST: CONTENT}
+
+
+async def test_of_a_batch_upstream_is_asked_for_the_rest() -> None:
+    class Full(MemoryDestination):
+        def write(self, data: bytes | memoryview, /) -> None:
+            raise OSError(28, "No space left on device")
+
+    upstream = ScriptedStore(CONTENT, OTHER)
+    store = SeededStore(ScriptedStore(CONTENT), upstream)
+    batch = [Wanted(DIGEST, MemoryDestination()), Wanted(hash_bytes(OTHER), MemoryDestination())]
+    assert await store.pull_many(batch) == {}
+    assert upstream.calls == ["pull"]
+    full = Wanted(DIGEST, Full())  # nobody else is asked: it is the destination's fault
+    assert [type(error) for error in (await store.pull_many([full])).values()] == [OSError]
+    assert upstream.calls == ["pull"]

@@ -6,10 +6,10 @@ import pytest
 
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound
-from cafsfs.store.contracts import BlobStat, ContentSink
+from cafsfs.store.contracts import BlobStat, ContentSink, Wanted
 from cafsfs.store.memory import MemorySink, MemorySource, MemoryStore
 from cafsfs.store.watched import WatchedStore
-from tests.store.samples import ABSENT, content_of, pull, put
+from tests.store.samples import ABSENT, MemoryDestination, content_of, pull, put
 
 
 class _Stumbling(MemoryStore):
@@ -39,6 +39,16 @@ async def test_a_further_attempt_begins_at_0() -> None:
     sink = MemorySink()
     await store.pull(digest, sink)
     assert (bytes(sink.content), ends[0], ends[-1]) == (b"content", 1, 7)
+
+
+async def test_it_tells_how_far_each_of_a_batch_is() -> None:
+    seen: list[tuple[Digest, int]] = []
+    store = WatchedStore(MemoryStore(), lambda digest, end: seen.append((digest, end)))
+    digests = [await put(store, b"a" * size) for size in (1, 2, 3)]
+    wanted = [Wanted(each, MemoryDestination()) for each in [*digests, ABSENT]]
+    assert list(await store.pull_many(wanted)) == wanted[3:]
+    assert sorted(end for _, end in seen) == [1, 2, 3]
+    assert {digest for digest, _ in seen} == set(digests)
 
 
 async def test_all_else_passes_through() -> None:
