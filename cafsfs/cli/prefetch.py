@@ -38,7 +38,7 @@ from cafsfs.config import (
     resolve,
 )
 from cafsfs.digest import Digest
-from cafsfs.errors import BlobNotFound, CafsError, StoreError, Unavailable, UsageError
+from cafsfs.errors import BlobNotFound, CafsError, StoreError, Unavailable, Unreachable, UsageError
 from cafsfs.store.cache import curation
 from cafsfs.store.contracts import BlobStat
 
@@ -376,7 +376,9 @@ class _Filling:
         self._outcome.failed[digest] = _why(error)
         self._outcome.absent += isinstance(error, BlobNotFound)
         if isinstance(error, Unavailable) and self._prefetching.is_cut_off():
-            self._cut_off = self._cut_off or error  # said once, at the end
+            # Said once, at the end: why nobody is there. Who was refused for it may come first.
+            if self._cut_off is None or isinstance(error, Unreachable):
+                self._cut_off = error
         else:
             self._watch.failed(digest, error)
 
