@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +13,7 @@ import pytest
 
 from tests.bad_server import BadServerProcess
 from tests.fuse.mounted import CONNECTIONS, FSTYPE, Mounted, mount_lines, remove_tree
-from tests.fuse.processes import attempt, pids_of, run
+from tests.fuse.processes import attempt, memory_of_the_kernel, opened, pids_of, run
 from tests.fuse.serving import ROOT, Blob, BlobMaker, Roots
 
 
@@ -23,12 +25,20 @@ class Mounting(Protocol):
 
 @pytest.fixture(scope="session")
 def fusectl() -> Iterator[None]:
-    """What shows and aborts mounts; mounted if it is missing, where that is allowed."""
-    missing = not any(each[2] == "fusectl" for each in mount_lines())
-    mounted = missing and run("mount", "-t", "fusectl", "fusectl", CONNECTIONS).code == 0
-    yield
-    if mounted:
-        run("umount", CONNECTIONS)
+    """What shows and aborts mounts; mounted if it is missing, where that is allowed.
+
+    Test runs that go on at the same time share it: the last one unmounts what one of them mounted.
+    """
+    ours = "cafsfs-tests"
+    with opened(Path("/sys/fs/fuse")) as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not any(each[2] == "fusectl" for each in mount_lines()):
+            run("mount", "-t", "fusectl", ours, CONNECTIONS)
+        yield
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gives the other up, come what may
+            if any(each[2:] == ("fusectl", ours) for each in mount_lines()):
+                run("umount", CONNECTIONS)
 
 
 def cached_file(cache: Path, blob: Blob) -> Path:
@@ -51,6 +61,13 @@ def runtime_directory() -> Iterator[Path]:
     ):
         patch.setenv("CAFSFS_RUNTIME_DIR", name)
         yield Path(name)
+
+
+@pytest.fixture
+def kernel_remembers() -> Iterator[None]:
+    """For a test of what the kernel remembers: no other one lets it forget meanwhile."""
+    with memory_of_the_kernel(fcntl.LOCK_SH):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ pidfd for so long.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -17,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -218,12 +219,31 @@ def pids_of(part: str) -> list[int]:
     return found
 
 
+@contextmanager
+def opened(directory: Path) -> Iterator[int]:
+    """A directory that all tests of this machine have: a lock between them."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def memory_of_the_kernel(how: int) -> Iterator[None]:
+    """Hold it, LOCK_SH, against tests that run beside this one and let it forget, LOCK_EX."""
+    with opened(Path("/proc/sys/vm")) as lock:
+        fcntl.flock(lock, how)
+        yield
+
+
 def forget_names() -> None:
     """Let the kernel forget what it remembers of names and inodes, as when memory is short."""
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("2")
-    except OSError:
-        pytest.skip("only root may, and not in every container")
+    with memory_of_the_kernel(fcntl.LOCK_EX):
+        try:
+            Path("/proc/sys/vm/drop_caches").write_text("2")
+        except OSError:
+            pytest.skip("only root may, and not in every container")
 
 
 def need(*programs: str) -> None:

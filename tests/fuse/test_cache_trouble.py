@@ -482,6 +482,9 @@ def test_a_real_power_cut(
     shut_down(ext4_disk)
     kill(second)
     subprocess.run(["umount", ext4_disk], check=True)
+    # A namespace of another test may have a copy of the mount, and who mounts again would get that.
+    used = ("losetup", "--noheadings", "--associated", ext4_disk.with_suffix(".img"))
+    eventually(lambda: not run(*used).ok().out, within=60, what="the disk is let go")
     mounted(ext4(ext4_disk, 0), ext4_disk)
     lost = [each for each in some[3:] if not is_whole(cached_file(second.cache, each), each)]
     assert lost, "nothing was lost, so nothing is shown"
@@ -549,7 +552,7 @@ def test_an_index_that_is_none(
     assert server.counts()["pulls"] == pulls
     size = sum(each.size for each in some)
     full = {"blobs": len(some), "bytes": size, "complete": True}
-    eventually(lambda: full.items() <= again.stats()["cache"].items(), within=5, what="adopted")
+    eventually(lambda: full.items() <= again.stats()["cache"].items(), what="adopted")
 
 
 @pytest.mark.parametrize("ruin", [put_garbage, Path.unlink, put_a_directory])

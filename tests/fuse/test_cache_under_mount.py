@@ -145,7 +145,7 @@ def test_a_mount_over_a_large_cache_answers_at_once(mounting: Mounting, scratch:
     began = time.monotonic()
     mount = mounting()
     assert attempt("os.listdir(a[0])", mount.point) == ["blake3"]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_the_cache_survives_unmounts_and_kills(
@@ -172,7 +172,7 @@ def test_the_cache_survives_unmounts_and_kills(
     assert third.counters()["cache_discards"] == 0
     size = sum(each.size for each in some)
     # The rows that the killed one had no time to write are found by a look at the files.
-    eventually(lambda: third.stats()["cache"]["bytes"] == size, within=10, what="all are counted")
+    eventually(lambda: third.stats()["cache"]["bytes"] == size, what="all are counted")
     listed = attempt("sorted(os.listdir(a[0]))", third.point / "blake3")
     assert listed == sorted(each.hash for each in some)
     assert list((third.cache / "partial").iterdir()) == []

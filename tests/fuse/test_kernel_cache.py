@@ -16,6 +16,7 @@ pytestmark = pytest.mark.fuse
 
 SIZE = 1_500_000
 READERS = 64
+AT_ONCE = 10.0  # seconds, on a busy machine
 
 
 @pytest.fixture
@@ -61,6 +62,7 @@ def test_64_readers_that_wait_for_a_frozen_server_all_get_the_content(
     assert server.counts()["pulls"] == asked + 1
 
 
+@pytest.mark.usefixtures("kernel_remembers")
 def test_the_second_read_never_reaches_the_daemon(mount: Mounted, blob: Blob) -> None:
     run("cat", mount.path(blob)).ok()
     before = mount.counters()
@@ -70,6 +72,7 @@ def test_the_second_read_never_reaches_the_daemon(mount: Mounted, blob: Blob) ->
     assert (after["reads"], after["read_bytes"]) == (before["reads"], before["read_bytes"])
 
 
+@pytest.mark.usefixtures("kernel_remembers")
 def test_the_second_look_never_reaches_the_daemon(mount: Mounted, blob: Blob) -> None:
     run("cat", mount.path(blob)).ok()
     assert attempt("os.stat(a[0]).st_size", mount.path(blob)) == SIZE
@@ -80,13 +83,17 @@ def test_the_second_look_never_reaches_the_daemon(mount: Mounted, blob: Blob) ->
 
 
 def test_st_blocks_changes_with_the_pull_without_waiting_for_a_timeout(
-    mount: Mounted, blob: Blob
+    mount: Mounted, server: BadServerProcess, blobs: BlobMaker
 ) -> None:
-    assert blocks(mount, blob) == 1
-    run("head", "-c1", mount.path(blob)).ok()
-    # The kernel was allowed to remember the 1 for a second.
-    told = lambda: blocks(mount, blob) == -(-SIZE // 512)  # noqa: E731
-    eventually(told, within=0.5, what="st_blocks of what was pulled")
+    def seconds_until_told(blob: Blob) -> float:
+        server.put(blob.source)
+        assert blocks(mount, blob) == 1
+        run("head", "-c1", mount.path(blob)).ok()
+        told = lambda: blocks(mount, blob) == -(-SIZE // 512)  # noqa: E731
+        return eventually(told, what="st_blocks of what was pulled")
+
+    # The kernel was allowed to remember the 1 for a second; a busy machine may be slow at times.
+    assert min(seconds_until_told(blobs.random(SIZE)) for _ in range(4)) < 0.5
 
 
 def test_st_blocks_is_never_0_for_a_file_that_is_not_empty(
@@ -108,7 +115,7 @@ def test_st_blocks_falls_when_a_blob_is_evicted_and_it_is_read_again_from_memory
     for each in (first, second):
         server.put(each.source)
         run("cmp", mount.path(each), each.source).ok()
-    eventually(lambda: blocks(mount, first) == 1, within=1, what="st_blocks of what was evicted")
+    eventually(lambda: blocks(mount, first) == 1, what="st_blocks of what was evicted")
     assert mount.counters()["evictions"] == 1
     assert attempt("os.listdir(a[0])", mount.point / "blake3") == [second.hash]
     run("cmp", mount.path(first), first.source).ok()
@@ -130,8 +137,8 @@ def test_what_is_cached_is_read_without_a_server(
     run("cat", first.path(blob)).ok()
     first.stop()
     server.freeze()
-    again = mounting()
-    run("cmp", again.path(blob), blob.source, within=3).ok()
+    again = mounting("--lookup-timeout", "30")
+    run("cmp", again.path(blob), blob.source, within=AT_ONCE).ok()
     assert again.counters()["cache_hits"] == 1
     again.stop()
 

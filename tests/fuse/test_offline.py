@@ -21,8 +21,7 @@ from tests.fuse.serving import Blob, BlobMaker, Roots
 
 pytestmark = pytest.mark.fuse
 
-FAST = 1.0  # seconds; starting the process that tries is in it
-RECOVERY = 12.0  # seconds
+FAST = 4.0  # seconds on a busy machine; who waits for a server waits for 5 at the least
 OFFLINE = "WARNING .*failing at once until a server can be reached: "
 REFUSED = "WARNING .*(lookup|read|open|getattr): .*no server could be reached"
 FAILED = "WARNING .*(lookup|read): "
@@ -107,16 +106,13 @@ def servers(mount: Mounted) -> dict[str, Any]:
 
 def fails_fast(mount: Mounted, blobs: list[Blob]) -> None:
     for each in blobs:
-        began = time.monotonic()
-        assert attempt("open(a[0], 'rb').read(1)", mount.path(each)) in NOT_ENOENT
-        assert time.monotonic() - began < FAST
+        assert attempt("open(a[0], 'rb').read(1)", mount.path(each), within=FAST) in NOT_ENOENT
 
 
 def recovers(mount: Mounted, address: Address, blobs: list[Blob]) -> None:
     """What failed a moment ago is read as soon as a server is there."""
     with address.server():
-        within = RECOVERY
-        eventually(lambda: servers(mount) == {"state": "online"}, within=within, what="online")
+        eventually(lambda: servers(mount) == {"state": "online"}, what="online")
         read_all(mount, blobs)
     assert re.search(r"INFO .*a server answers again, after [0-9.]+ s", mount.log.read_text())
 
@@ -131,14 +127,14 @@ def test_a_mount_comes_up_and_serves_what_is_cached(
             stack.enter_context(getattr(address, place)())
         began = time.monotonic()
         mount = mounting(uri=address.uri)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < FAST
         mount.announce(OFFLINE)
         mount.announce(FAILED)
         read_all(mount, some[:3])
         listed = attempt("sorted(os.listdir(a[0]))", mount.point / "blake3")
         assert listed == sorted(each.hash for each in some[:3])
         assert attempt("open(a[0], 'rb').read(1)", mount.path(some[3])) in NOT_ENOENT
-        eventually(lambda: servers(mount)["state"] == "offline", within=12, what="offline")
+        eventually(lambda: servers(mount)["state"] == "offline", what="offline")
         fails_fast(mount, some[3:])
         check_state(mount, address)
         read_all(mount, some[:3])
@@ -174,13 +170,13 @@ def test_a_server_that_goes_away_and_comes_back(
             drop_pages(mount, each)
         read_all(mount, some[:3])
         assert attempt("open(a[0], 'rb').read(1)", mount.path(some[3])) in NOT_ENOENT
-        eventually(lambda: servers(mount)["state"] == "offline", within=15, what="offline")
+        eventually(lambda: servers(mount)["state"] == "offline", what="offline")
         fails_fast(mount, some[3:])
         read_all(mount, some[:3])
         if end is signal.SIGSTOP:
             server.signal(signal.SIGCONT)
             online = {"state": "online"}
-            eventually(lambda: servers(mount) == online, within=RECOVERY, what="online")
+            eventually(lambda: servers(mount) == online, what="online")
             read_all(mount, some)
             return
     recovers(mount, address, some)
@@ -196,7 +192,7 @@ def test_no_answer_of_an_outage_is_remembered(
     for each in [late, *some]:
         assert attempt("os.stat(a[0])", mount.path(each)) in NOT_ENOENT
     with address.server():
-        eventually(lambda: servers(mount) == {"state": "online"}, within=RECOVERY, what="online")
+        eventually(lambda: servers(mount) == {"state": "online"}, what="online")
         assert attempt("os.stat(a[0])", mount.path(late)) == "ENOENT"  # now somebody has said so
         read_all(mount, some)
         roots.put(late)
@@ -211,7 +207,7 @@ def test_one_of_two_servers_is_enough(
     mount.announce("WARNING .*")
     assert attempt("os.stat(a[0])", mount.path(some[0])) in NOT_ENOENT
     with other.server():
-        eventually(lambda: servers(mount) == {"state": "online"}, within=RECOVERY, what="online")
+        eventually(lambda: servers(mount) == {"state": "online"}, what="online")
         read_all(mount, some)
     with address.server():
         assert attempt("os.stat(a[0]).st_size", mount.path(some[0])) == some[0].size

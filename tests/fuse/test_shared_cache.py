@@ -19,6 +19,7 @@ pytestmark = pytest.mark.fuse
 
 SIZE = 600_000
 SLOW = Fault(drip=(20_000, 0.05))  # a blob takes 1.5 s
+SLOWEST = Fault(drip=(20_000, 0.5))  # 15 s: nobody waits for the end of that pull
 STALLED = 15.0  # seconds after which a holder who does not move is left alone
 
 
@@ -119,13 +120,15 @@ def test_a_follower_goes_on_where_a_killed_holder_was(
     blob = some[0]
     learn_sizes(server, [blob], *pair)
     pulls = server.counts()["pulls"]
-    server.fault(Phase.BODY, SLOW)
+    server.fault(Phase.BODY, SLOWEST, times=1)
     with ExitStack() as stack:
         stack.enter_context(reader(holder, blob))
         eventually(begun(follower, blob), what="the pull has begun")
+        server.freeze()
         waiting = [stack.enter_context(reader(follower, blob)) for _ in range(readers)]
         eventually(lambda: follower.stats()["pulls_in_flight"] == 1, what="it follows")
         kill(holder)
+        server.thaw()
         for each in waiting:
             each.finish().ok()
     assert server.counts()["pulls"] == pulls + 2
@@ -139,12 +142,14 @@ def test_a_killed_prefetch_is_taken_over(
     blob = some[0]
     learn_sizes(server, [blob], *pair)
     pulls = server.counts()["pulls"]
-    server.fault(Phase.BODY, SLOW)
+    server.fault(Phase.BODY, SLOWEST, times=1)
     with prefetch(server, mount.cache, [blob]) as holder:
         eventually(begun(mount, blob), what="the pull has begun")
+        server.freeze()
         with reader(mount, blob) as first, reader(other, blob) as second:
             eventually(lambda: mount.stats()["pulls_in_flight"] == 1, what="it follows")
             holder.signal(signal.SIGKILL)
+            server.thaw()
             first.finish().ok()
             second.finish().ok()
     assert server.counts()["pulls"] == pulls + 2
@@ -157,14 +162,16 @@ def test_what_is_left_of_a_killed_holder_is_not_trusted(
     holder, other = pair
     blob = some[0]
     learn_sizes(server, [blob], *pair)
-    server.fault(Phase.BODY, SLOW, times=1)
+    server.fault(Phase.BODY, SLOWEST, times=1)
     with reader(holder, blob):
         eventually(begun(holder, blob), what="the pull has begun")
+        server.freeze()
         holder.daemon.signal(signal.SIGSTOP)
         eventually(lambda: process_state(holder.daemon.pid) == "T", what="it is stopped")
         with partial(holder, blob).open("r+b") as file:
             file.write(b"wrong")
         kill(holder)
+        server.thaw()
     compare(other, blob)
     check_cache(other.cache, [blob])
 
@@ -203,10 +210,12 @@ def test_a_pull_that_somebody_else_waits_for_goes_on(
     server.fault(Phase.BODY, SLOW)
     with opener(holder, blob) as leaver:
         eventually(begun(follower, blob), what="the pull has begun")
+        server.freeze()
         with reader(follower, blob) as waiter:
             eventually(lambda: follower.stats()["pulls_in_flight"] == 1, what="it follows")
             leaver.signal(signal.SIGKILL)
             assert leaver.ended(within=5)
+            server.thaw()
             waiter.finish().ok()
     assert server.counts()["pulls"] == pulls + 1
     check_cache(follower.cache, [blob])
@@ -218,12 +227,12 @@ def test_a_pull_that_nobody_waits_for_stops(
     holder, other = pair
     blob = some[0]
     learn_sizes(server, [blob], *pair)
-    server.fault(Phase.BODY, SLOW, times=1)
+    server.fault(Phase.BODY, SLOWEST, times=1)
     with opener(holder, blob) as leaver:
         eventually(begun(other, blob), what="the pull has begun")
         leaver.signal(signal.SIGKILL)
         assert leaver.ended(within=5)
-    eventually(lambda: not partial(other, blob).exists(), within=2, what="it has stopped")
+    eventually(lambda: not partial(other, blob).exists(), what="it has stopped")
     assert not cached_file(other.cache, blob).exists()
     compare(other, blob)
     check_cache(other.cache, [blob])
@@ -274,5 +283,5 @@ def test_who_leaves_takes_nothing_from_who_stays(
     for blob in some:
         compare(second, blob)
     assert server.counts()["pulls"] == pulls
-    eventually(lambda: second.stats()["cache"]["blobs"] == len(some), within=5, what="it counts")
+    eventually(lambda: second.stats()["cache"]["blobs"] == len(some), what="it counts")
     run("ls", second.point / "blake3").ok()
