@@ -7,6 +7,9 @@ export PYTHON
 
 bin := .venv/bin
 linters := lint-format lint-ruff lint-types lint-imports lint-length
+# The tests run in processes of their own: the fast ones compute, the others wait for half of their
+# time. PYTEST_ARGS=-n0 keeps all in one, as a debugger wants it.
+spread := --dist=worksteal --numprocesses
 findings = echo 'error: the linters have findings, shown above the tests' >&2; exit 1
 
 .DEFAULT_GOAL := help
@@ -23,13 +26,13 @@ demo: ## serve, mount and read a sample store until Ctrl-C; ONCE=1: do it, check
 test: ## linters, then the whole test suite; PYTEST_ARGS='-k name' selects
 	@.ci/bootstrap --fuse dev
 	@lint=0; $(MAKE) --no-print-directory lint || lint=1; \
-	$(bin)/python -m pytest $(PYTEST_ARGS) || exit; \
+	$(bin)/python -m pytest $(spread)=3 $(PYTEST_ARGS) || exit; \
 	test $$lint = 0 || { $(findings); }
 
 check: ## the fast gate: linters, then the tests that neither mount nor start processes
 	@.ci/bootstrap dev
 	@lint=0; $(MAKE) --no-print-directory lint || lint=1; \
-	$(bin)/python -m pytest -m 'not fuse and not process' $(PYTEST_ARGS) || exit; \
+	$(bin)/python -m pytest $(spread)=2 -m 'not fuse and not process' $(PYTEST_ARGS) || exit; \
 	test $$lint = 0 || { $(findings); }
 
 lint: ## the linters alone, side by side

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,11 @@ from typing import Any
 import pytest
 import trio
 from trio.testing import MockClock
+
+# The tests start cafsfs a thousand times, and to compile it takes half of each start: it is kept,
+# also where somebody wants no bytecode in the environment. `make clean` removes it.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Real seconds of silence before the clock jumps: what a loopback packet may take on a busy machine.
 _SILENCE = 0.03
