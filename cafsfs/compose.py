@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,6 @@ from cafsfs.store.watched import WatchedStore
 from cafsfs.vfs.filesystem import FileSystem, VfsOptions
 
 log = logging.getLogger(__name__)
-
-VERSION = version("cafsfs")
 
 _WORKERS = 4  # threads that hash, unpack and write; two cores are busy with two
 # A connection that breaks in the middle is worth one more try at once; a server that is really
@@ -357,6 +354,12 @@ async def _stop_on_signal(
             stop()
 
 
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415  # slow to import; only a mount asks
+
+    return version("cafsfs")
+
+
 class _Status:
     """Renders the files below ``.cafsfs/``."""
 
@@ -367,18 +370,19 @@ class _Status:
         self._network = network
         self._metrics = metrics
         self._store = store
+        self._version = _version()
         self._began = time.monotonic()
         self.kernel: Callable[[], dict[str, int | bool | None]] = dict
         self.filesystem: Callable[[], dict[str, int]] = dict
         self.files: dict[str, Callable[[], bytes]] = {
             "stats.json": self._stats,
-            "version": f"{VERSION}\n".encode,
+            "version": f"{self._version}\n".encode,
         }
 
     def _stats(self) -> bytes:
         usage = self._store.usage
         stats = {
-            "version": VERSION,
+            "version": self._version,
             "uri": self._plan.uri.text,
             "mountpoint": self._plan.point,
             "pid": os.getpid(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import trio
 
 from cafsfs import compose
-from cafsfs.compose import VERSION, MountPlan, make_server, open_store, with_seed
+from cafsfs.compose import MountPlan, make_server, open_store, with_seed
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, parse_uri
 from cafsfs.errors import BlobNotFound, StoreError
 from cafsfs.metrics import Metrics
@@ -132,7 +133,7 @@ async def test_control_files_tell_the_state_of_the_mount(tmp_path: Path, caches:
         await cache.put(hash_bytes(b"blob"), MemorySource(b"blob"))
         store = ReadCachingStore(cache, upstream, None)  # type: ignore[arg-type]  # starts no task
         status = compose._Status(plan(), Metrics(lookups=3), store, upstream)
-        assert status.files["version"]() == f"{VERSION}\n".encode()
+        assert status.files["version"]() == f"{version('cafsfs')}\n".encode()
         stats = json.loads(status.files["stats.json"]())
     assert stats["uri"] == "cafs://h,g/r"
     assert stats["mountpoint"] == "/mnt/cafs"

@@ -23,7 +23,6 @@ from cafsfs.cli.settings import config
 from cafsfs.cli.talk import complain, exit_code, in_our_words
 from cafsfs.cli.transfer import cat, get, put
 from cafsfs.cli.unmount import unmount
-from cafsfs.compose import VERSION
 from cafsfs.errors import CafsError, StoreError
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ _NoArguments: type[click.UsageError] | tuple[()] = getattr(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(VERSION, prog_name="cafsfs")
+@click.version_option(package_name="cafsfs", prog_name="cafsfs")
 def cafsfs() -> None:
     """Mount a CAFS blob store as a directory.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import click
 import pytest
 
 from cafsfs.cli.app import cafsfs
-from cafsfs.compose import VERSION
 from tests.cli.running import run
 
 
@@ -78,4 +78,4 @@ def test_help_is_output(words: list[str]) -> None:
 
 @pytest.mark.process
 def test_the_version() -> None:
-    assert run("--version").ok().text == f"cafsfs, version {VERSION}\n"
+    assert run("--version").ok().text == f"cafsfs, version {version('cafsfs')}\n"
