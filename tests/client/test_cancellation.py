@@ -79,6 +79,9 @@ async def test_cancelled(tmp_path: Path, operation: Operation, phase: Phase, aft
             server.fault(phase, Fault(after=after, then="stall"), skip=skip)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(operation, client, directory)
+                with trio.fail_after(10):  # a file is hashed first, in a thread
+                    while not server.open:  # noqa: ASYNC110  # nobody tells
+                        await trio.sleep(0.001)
                 await wait_all_tasks_blocked(0.03)
                 assert server.open > 0
                 nursery.cancel_scope.cancel()
