@@ -364,6 +364,7 @@ class Conversation(Generic[K]):
         lot, self._lot = self._lot, []
         answers = [(each, said) for each, said in lot if not isinstance(said, CafsError)]
         failures = await self._batch.hand_over(answers) if answers else {}
+        self._since = trio.current_time()  # what came while nobody listened is not late
         wrong: CorruptBlob | None = None
         again: list[K] = []
         for each, said in lot:

@@ -130,6 +130,23 @@ async def test_a_lot_is_bounded_and_bodies_survive_being_cut() -> None:
         assert max(sizes) <= 2 * LARGE
 
 
+async def test_a_slow_disk_is_not_the_servers_fault(jumping_clock: MockClock) -> None:
+    class Slow:
+        async def take(self, lot: Sequence[tuple[Wanted, memoryview]]) -> Failures[Wanted]:
+            await trio.sleep(100)
+            return {}
+
+        async def take_body(self, wanted: Wanted, body: PackedBody) -> None:
+            raise AssertionError("all are small")
+
+    contents = [bytes([number]) * 100_000 for number in range(30)]
+    async with bad_server() as server, remote_of(server.port, connections=1) as remote:
+        for content in contents:
+            server.put(content)
+        assert await remote.fetch_many(list(wanted_of(*contents)), Slow()) == {}
+        assert server.commands == {"PULL": 30}
+
+
 # --- the window
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
