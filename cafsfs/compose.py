@@ -66,14 +66,16 @@ async def open_store(
     compression: Compression = Compression.NONE,
     parking: trio.Nursery | None = None,
     deadlines: Deadlines | None = None,
+    budget: MemoryBudget | None = None,
 ) -> AsyncIterator[ContentStore]:
     """The content behind a URI; ``compression`` is for uploads.
 
+    ``budget`` is the one of other stores, where there are any that pull at the same time.
     With ``parking``, as a mount wants it, it fails at once while no server can be reached; see
     RemoteStore on the rest. Raises StoreError for a directory that is not there.
     """
     limiter = trio.CapacityLimiter(_WORKERS)
-    budget = MemoryBudget(options.memory)
+    budget = budget or MemoryBudget(options.memory)
     if uri.directory is not None:
         if not await trio.to_thread.run_sync(os.path.isdir, uri.directory, limiter=limiter):
             raise StoreError(
@@ -162,6 +164,7 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
     from cafsfs.fuse.session import Session  # noqa: PLC0415  # only a mount needs libfuse
 
     metrics = Metrics()
+    budget = MemoryBudget(plan.store.memory)
     async with (
         open_disk_cache(
             plan.cache.cache_dir,
@@ -171,10 +174,14 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
         ) as cache,
         trio.open_nursery() as nursery,
         open_store(
-            plan.uri, plan.store, parking=nursery, deadlines=_mount_deadlines(plan)
+            plan.uri,
+            plan.store,
+            parking=nursery,
+            deadlines=_mount_deadlines(plan),
+            budget=budget,
         ) as network,
     ):
-        upstream = with_seed(network, plan.cache)
+        upstream = with_seed(network, plan.cache, budget)
         store = ReadCachingStore(
             cache,
             upstream,
@@ -184,6 +191,7 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
             metrics=metrics,
         )
         status = _Status(plan, metrics, store, network)
+        status.budget = budget.state
         filesystem = FileSystem(store, _vfs_options(plan), status.files, metrics)
         cache.on_change = filesystem.blocks_changed
         store.on_size_changed = filesystem.size_is_wrong
@@ -197,11 +205,14 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
         nursery.cancel_scope.cancel()
 
 
-def with_seed(store: ContentStore, options: CacheOptions) -> ContentStore:
+def with_seed(
+    store: ContentStore, options: CacheOptions, budget: MemoryBudget | None = None
+) -> ContentStore:
     """``store`` behind the read-only tier of ``--cache-seed``; raises StoreError."""
     if options.cache_seed is None:
         return store
-    seed = open_seed(options.cache_seed, limiter=trio.CapacityLimiter(_WORKERS))
+    limiter = trio.CapacityLimiter(_WORKERS)
+    seed = open_seed(options.cache_seed, limiter=limiter, budget=budget)
     return SeededStore(seed, store)
 
 
@@ -283,15 +294,16 @@ async def open_prefetching(
     ``rate``: bytes per second from the servers, a seed is not held up. ``on_write``: see
     WatchedStore.
     """
+    budget = MemoryBudget(store.memory)
     async with (
         open_disk_cache(
             cache.cache_dir, bounds=cache.bounds, what="cafsfs prefetch", background=True
         ) as disk,
         trio.open_nursery() as nursery,
-        open_store(uri, store, parking=nursery) as network,
+        open_store(uri, store, parking=nursery, budget=budget) as network,
     ):
         paced = PacingStore(network, rate=rate, give_way=disk.gives_way)
-        upstream = WatchedStore(with_seed(paced, cache), on_write)
+        upstream = WatchedStore(with_seed(paced, cache, budget), on_write)
         yield Prefetching(
             cache=disk,
             store=ReadCachingStore(disk, upstream, nursery),
@@ -372,6 +384,7 @@ class _Status:
         self._store = store
         self._version = _version()
         self._began = time.monotonic()
+        self.budget: Callable[[], dict[str, int]] = dict
         self.kernel: Callable[[], dict[str, int | bool | None]] = dict
         self.filesystem: Callable[[], dict[str, int]] = dict
         self.files: dict[str, Callable[[], bytes]] = {
@@ -399,6 +412,7 @@ class _Status:
             },
             "servers": self._servers(),
             "pulls_in_flight": self._store.pulling,
+            "memory": self.budget(),
             "kernel": self.kernel(),
             "filesystem": self.filesystem(),
             "counters": self._metrics.as_dict(),

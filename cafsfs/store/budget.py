@@ -55,6 +55,15 @@ class MemoryBudget:
         """A share that holds nothing yet; to be entered and left by ``with``."""
         return Share(self)
 
+    def state(self) -> dict[str, int]:
+        """For statistics: its size and what of it is given out, in bytes, and to how many."""
+        return {
+            "budget_bytes": self.total,
+            "held_bytes": self.held,
+            "pulls": len(self._shares),
+            "waiting": len(self._waiting),
+        }
+
     @property
     def piece(self) -> int:
         """Bytes of a buffer, of two a pull, that leave as much for each other pull."""

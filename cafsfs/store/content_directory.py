@@ -13,6 +13,7 @@ import trio
 
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError
+from cafsfs.store.budget import MemoryBudget
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 from cafsfs.store.files import copy_content
 from cafsfs.store.local_root import LocalRoot, blob_path, is_blob
@@ -26,8 +27,12 @@ _CHEAP = 256 << 10  # bytes; a pull of that costs about a hop, and shows a trunc
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def open_seed(directory: Path, *, limiter: trio.CapacityLimiter) -> ContentStore:
+def open_seed(
+    directory: Path, *, limiter: trio.CapacityLimiter, budget: MemoryBudget | None = None
+) -> ContentStore:
     """A cache of another mount, or a store directory of packed blobs.
+
+    ``budget`` is for unpacking, see UnpackingStore.
 
     Raises StoreError for what is neither; blocks for a look at the disk.
     """
@@ -38,7 +43,8 @@ def open_seed(directory: Path, *, limiter: trio.CapacityLimiter) -> ContentStore
     if names & {"partial", "index.sqlite"}:
         return ContentDirectory(directory, limiter=limiter)
     if "blobs" in names:
-        return UnpackingStore(LocalRoot(directory, limiter=limiter), limiter=limiter)
+        root = LocalRoot(directory, limiter=limiter)
+        return UnpackingStore(root, limiter=limiter, budget=budget)
     raise StoreError(
         f"`{directory}` is neither a cache nor a store",
         hint="a cache holds `blobs` and `partial` or `index.sqlite`, a store holds `blobs` alone",
