@@ -5,6 +5,7 @@
     │   └── InvalidDigest
     ├── BlobNotFound          every place that could have the blob has said that it has not
     ├── NoSuchName            a name in the mount that names nothing, and never will
+    ├── StaleInode            an inode that was given up: the name is to be looked up anew
     ├── NotSupported          something that this filesystem does not do
     ├── Unavailable           nobody could tell; the only kind that is worth trying again
     │   ├── Unreachable       no connection to the server
@@ -54,6 +55,10 @@ class BlobNotFound(CafsError):
 
 class NoSuchName(CafsError):
     """A name that is no hash and nothing else we know: absent for ever, no server is asked."""
+
+
+class StaleInode(CafsError):
+    """An inode that was given up: whoever looks the name up anew finds another one."""
 
 
 class NotSupported(CafsError):

@@ -9,6 +9,7 @@ from cafsfs.errors import (
     CafsError,
     NoSuchName,
     NotSupported,
+    StaleInode,
     TimedOut,
     UsageError,
 )
@@ -18,6 +19,7 @@ ERRNO: dict[type[CafsError], int] = {
     BlobNotFound: errno.ENOENT,
     NoSuchName: errno.ENOENT,
     NotSupported: errno.EOPNOTSUPP,
+    StaleInode: errno.ESTALE,  # the kernel looks up the name once more, and opens what it finds
     TimedOut: errno.ETIMEDOUT,
     UsageError: errno.EINVAL,
     CafsError: errno.EIO,

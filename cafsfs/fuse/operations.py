@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from cafsfs.errors import BlobNotFound, CafsError, NoSuchName
+from cafsfs.errors import BlobNotFound, CafsError, NoSuchName, StaleInode
 from cafsfs.fuse.errno_table import errno_of
 from cafsfs.metrics import Metrics
 from cafsfs.vfs.filesystem import ABSENT_FOR, FOREVER, Attributes, FileSystem
@@ -43,7 +43,7 @@ def guarded(
         except pyfuse3.FUSEError:
             raise
         except CafsError as error:
-            if not isinstance(error, NoSuchName):
+            if not isinstance(error, NoSuchName | StaleInode):
                 log.warning("%s: %s", handler.__name__, error)
             raise pyfuse3.FUSEError(errno_of(error)) from None
         except Exception:

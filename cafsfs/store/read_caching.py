@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -41,19 +40,21 @@ _NEARLY = 0.99  # of a time: clocks are no exact numbers
 _GLANCES = 10  # looks at the progress of a pull in the time that a reader waits without any
 # Of a blob that is read while it comes, this end is shown only when the hash is verified: who reads
 # wrong bytes gets to no end of file. A request of the kernel's is that large by default.
-_HELD_BACK = 128 << 10  # bytes
+HELD_BACK = 128 << 10  # bytes
 
 
 @dataclass(slots=True)
 class _Pulling:
     """The content is on its way, or is being verified.
 
-    With ``anew`` what the cache has is known to be wrong.
+    With ``anew`` what the cache has is known to be wrong; only with ``stream`` it
+    may be read early.
     """
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     progress: Progress = field(default_factory=Progress)
     anew: bool = False
+    stream: bool = True
 
 
 @dataclass(slots=True)
@@ -152,12 +153,19 @@ class OpenBlob:
                 # A fresh traceback: each of many readers would add its own to it.
                 raise error.with_traceback(None)
 
-    async def read(self, offset: int, length: int, *, patience: float) -> bytes | bytearray:
+    async def read(
+        self, offset: int, length: int, *, patience: float, size: int | None = None
+    ) -> bytes | bytearray:
         """min(length, size − offset) bytes, or an error: never less; raises as ``wait``.
+
+        ``size`` is what the reader takes for that of the blob: what is the end to him, he gets only
+        verified.
 
         A cached file that was changed by somebody else, or cannot be read, is pulled again.
         """
-        end = offset + length
+        end: int | None = offset + length
+        if size is not None and offset + length > size - HELD_BACK:
+            end = None
         match self.state:
             case _Ready(file):
                 pass
@@ -337,17 +345,24 @@ class ReadCachingStore(ContentStore):
 
     # --- open blobs
 
-    def open(self, digest: Digest) -> OpenBlob:
+    def would_stream(self, digest: Digest) -> bool:
+        """May it be read before it is verified, if it is opened now?"""
+        cached = self._cache.known_size(digest) is not None
+        return not cached and digest not in self._open and self._to_stream(digest) is not None
+
+    def open(self, digest: Digest, *, stream: bool = True) -> OpenBlob:
         """Open a blob without waiting: it is pulled if it must be, and reads wait for it.
 
         To be closed by ``close``. Readers of one blob share it; after a failure the next ``open``
-        tries again.
+        tries again. Without ``stream`` it is verified before the first byte, if nobody else has
+        opened it before.
         """
         blob = self._open.get(digest)
         if blob is None:
             blob = self._open[digest] = OpenBlob(
                 digest, self._progress_of_all, self.stalled, self._pull_anew
             )
+            blob.state = _Pulling(stream=stream)
             self._nursery.start_soon(self._load, blob)
         blob.users += 1
         return blob
@@ -403,7 +418,8 @@ class ReadCachingStore(ContentStore):
         log.warning("%s; %s %s again", error, again, blob.digest)
         blob.retired.append(file)
         # What was only changed is hashed again: somebody may have done no more than touch it.
-        blob.state = _Pulling(anew=unreadable)
+        # Nor is it read early: readers may have the end of what was right.
+        blob.state = _Pulling(anew=unreadable, stream=False)
         self._nursery.start_soon(self._load, blob)
 
     def fail_all(self, error: CafsError) -> None:
@@ -501,16 +517,24 @@ class ReadCachingStore(ContentStore):
     async def _pull(self, digest: Digest, pulling: _Pulling) -> CachedFile:
         told = self._told.get(digest)
         expected = None if told is None else told.size
-        verify_first = math.inf if self._verify_first is None else self._verify_first
-        if expected is not None and expected > verify_first:
-            opened = bind(self._cache.reader, size=expected)
-            pulling.progress.stream(expected - _HELD_BACK, opened)
+        streamed = self._to_stream(digest) if pulling.stream else None
+        if streamed is not None:
+            opened = bind(self._cache.reader, size=streamed)
+            pulling.progress.stream(streamed - HELD_BACK, opened)
         claimed = await self._cache.claim(digest, expected=expected, progress=pulling.progress)
         if isinstance(claimed, CachedFile):
             self._metrics.cache_hits += 1
             return self._check_cached(digest, claimed)
         self._metrics.cache_misses += 1
         return await self._fill(claimed)
+
+    def _to_stream(self, digest: Digest) -> int | None:
+        """The length of a blob that is to be read while it comes, else None."""
+        told = self._told.get(digest)
+        size = None if told is None else told.size
+        if size is None or self._verify_first is None or size <= self._verify_first:
+            return None
+        return size
 
     async def _fill(self, partial: Partial) -> CachedFile:
         began = trio.current_time()

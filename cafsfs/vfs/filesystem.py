@@ -17,10 +17,17 @@ from dataclasses import dataclass, replace
 import trio
 
 from cafsfs.digest import Digest
-from cafsfs.errors import CafsError, CorruptBlob, NoSuchName, NotSupported, TimedOut
+from cafsfs.errors import (
+    CafsError,
+    CorruptBlob,
+    NoSuchName,
+    NotSupported,
+    StaleInode,
+    TimedOut,
+)
 from cafsfs.metrics import Metrics
 from cafsfs.store.cache.disk_cache import Listed
-from cafsfs.store.read_caching import OpenBlob, ReadCachingStore
+from cafsfs.store.read_caching import HELD_BACK, OpenBlob, ReadCachingStore
 from cafsfs.vfs.names import parse_blob_name
 from cafsfs.vfs.nodes import BlobNode, BlobTable, ControlFile, Fixed, Node
 
@@ -94,9 +101,10 @@ class FileSystem:
 
     ``control`` maps the names below ``.cafsfs/`` to functions that render their content.
     ``on_stale(inode)`` is called when attributes that the kernel holds are no longer true;
-    ``on_spoilt(inode)`` when it may hold content that was never verified: it is to be dropped, and
-    ``pages_dropped`` to be called then. Until that the file cannot be opened, and all who have it
-    open are answered with an error at once.
+    ``on_spoilt(inode)`` when it is to drop what it holds of the content, for that was never
+    verified, or could be taken for the end of what will not be: ``pages_dropped`` is to be called
+    then. Until that the file cannot be opened, and all who have it open are answered with an error
+    at once.
     """
 
     def __init__(
@@ -206,12 +214,24 @@ class FileSystem:
     def content_is_unverified(self, digest: Digest) -> None:
         """Readers have seen content that nobody will vouch for: the kernel has to forget it."""
         node = self._blobs.find(digest)
-        if node is not None and self._ending is None and node.inode not in self._dropping:
+        if node is None or self._ending is not None:
+            return
+        if any(
+            isinstance(each, _OpenFile) and each.node is node for each in self._handles.values()
+        ):
+            self._blobs.give_up(node)
+        self._drop_pages(node)
+
+    def _drop_pages(self, node: BlobNode) -> None:
+        if node.inode not in self._dropping:
             self._dropping[node.inode] = trio.Event()
             self.on_spoilt(node.inode)
 
     def pages_dropped(self, inode: int) -> None:
         """The kernel has no content of it any more."""
+        node = self._blobs.node(inode)
+        if node is not None:
+            node.ended = False
         self._dropping.pop(inode).set()
 
     async def getxattr(self, inode: int, name: bytes) -> bytes | None:
@@ -255,9 +275,14 @@ class FileSystem:
         match node:
             case BlobNode(digest):
                 self._metrics.opens += 1
-                await self._forgotten(inode)
+                await self._forgotten(node)
+                # Who reads wrong bytes now must not find the right end in the kernel.
+                if node.ended and self._store.would_stream(digest):
+                    self._drop_pages(node)
+                    await self._forgotten(node)
                 self._check_not_ending()
-                return self._handle(_OpenFile(self._store.open(digest), node)), True
+                blob = self._store.open(digest, stream=not node.ended)
+                return self._handle(_OpenFile(blob, node)), True
             case ControlFile(name):
                 return self._handle(_OpenControl(self._control[name]())), False
             case _:
@@ -268,7 +293,9 @@ class FileSystem:
         opened = self._handles[handle]
         match opened:
             case _OpenFile(blob, node):
-                data = await blob.read(offset, length, patience=self.options.read_patience)
+                patience, size = self.options.read_patience, node.size
+                data = await blob.read(offset, length, patience=patience, size=size)
+                node.ended = node.ended or size is None or offset + length > size - HELD_BACK
                 self._check_whole(len(data), node, offset, length)
                 self._metrics.reads += 1
                 self._metrics.read_bytes += len(data)
@@ -381,14 +408,16 @@ class FileSystem:
         self.size_is_wrong(node.digest)
         raise CorruptBlob(f"{node.digest} has {count} bytes at {offset}, and {told} in all")
 
-    async def _forgotten(self, inode: int) -> None:
-        """Return when the kernel has no unverified content of a file."""
-        dropping = self._dropping.get(inode)
-        if dropping is not None:
+    async def _forgotten(self, node: BlobNode) -> None:
+        """Return when the kernel has nothing of a file that it is to drop."""
+        dropping = self._dropping.get(node.inode)
+        if dropping is not None and self._blobs.is_current(node):
             with trio.move_on_after(self._lookup_deadline):
                 await dropping.wait()
-                return
-            raise TimedOut("the kernel does not forget what it has of a blob that failed")
+            if not dropping.is_set():
+                raise TimedOut(f"the kernel does not forget what it has of {node.digest}")
+        if not self._blobs.is_current(node):
+            raise StaleInode(f"the inode of {node.digest} has failed")
 
     async def _size(self, digest: Digest) -> int:
         self._check_not_ending()

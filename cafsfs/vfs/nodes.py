@@ -4,6 +4,10 @@ The kernel keys its page cache by our inode numbers. The number of a blob derive
 that it is the same on every mount; but collisions of 64 bits can be made on purpose, so the table
 compares the hash on every lookup and gives the second blob another number. A number stays taken
 until the kernel has forgotten it.
+
+A node whose pages were found wrong while somebody has it open is given up: he fails at its end,
+and must not be helped over it by what others, who open the blob later, bring into the same pages.
+The next lookup makes another node, with pages of its own.
 """
 
 from __future__ import annotations
@@ -36,12 +40,16 @@ class ControlFile:
 
 @dataclass(slots=True)
 class BlobNode:
-    """A blob that the kernel knows. ``size`` is None after a size proved wrong."""
+    """A blob that the kernel knows. ``size`` is None after a size proved wrong.
+
+    ``ended``: the kernel may have the end of its content in memory.
+    """
 
     digest: Digest
     inode: int
     size: int | None
     lookups: int = 0
+    ended: bool = False
 
 
 Node = Fixed | ControlFile | BlobNode
@@ -65,6 +73,15 @@ class BlobTable:
         """The node of a blob, if the kernel knows it."""
         return self._by_digest.get(digest)
 
+    def is_current(self, node: BlobNode) -> bool:
+        """False for one that was given up."""
+        return self._by_digest.get(node.digest) is node
+
+    def give_up(self, node: BlobNode) -> None:
+        """Let the next lookup of the blob make another node."""
+        if self.is_current(node):
+            del self._by_digest[node.digest]
+
     def add(self, digest: Digest, size: int) -> BlobNode:
         """The node of a blob, made where there is none; not yet counted as looked up."""
         node = self._by_digest.get(digest)
@@ -82,7 +99,7 @@ class BlobTable:
         node.lookups -= lookups
         if node.lookups <= 0:
             del self._by_inode[inode]
-            del self._by_digest[node.digest]
+            self.give_up(node)
 
     def _free_number(self, digest: Digest) -> int:
         number = int.from_bytes(digest.raw[:8], "little") & _INODE_MASK

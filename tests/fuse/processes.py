@@ -35,7 +35,7 @@ _DEATH = 5.0  # seconds that a killed process may take to go
 
 # Evaluates an expression over its arguments `a`; prints its value, or the name of the errno.
 _ATTEMPT = """
-import errno, json, mmap, os, sys
+import errno, json, mmap, os, sys, time
 a = sys.argv[2:]
 try:
     print(json.dumps(eval(sys.argv[1])))

@@ -19,6 +19,7 @@ WANTED = {
     errors.BlobNotFound: errno.ENOENT,
     errors.NoSuchName: errno.ENOENT,
     errors.NotSupported: errno.EOPNOTSUPP,
+    errors.StaleInode: errno.ESTALE,
     errors.Unavailable: errno.EIO,
     errors.Unreachable: errno.EIO,
     errors.TimedOut: errno.ETIMEDOUT,

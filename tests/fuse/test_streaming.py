@@ -10,7 +10,7 @@ import pytest
 from tests.bad_server import BadServerProcess, Fault, Phase
 from tests.fuse.conftest import Mounting
 from tests.fuse.mounted import Mounted
-from tests.fuse.processes import attempt, attempting, eventually, outcome, run
+from tests.fuse.processes import Process, attempt, attempting, cafsfs, eventually, outcome, run
 from tests.fuse.serving import Blob, BlobMaker
 
 pytestmark = pytest.mark.fuse
@@ -153,7 +153,7 @@ def test_a_reader_that_is_killed_leaves_no_pull(
 ) -> None:
     mount.announce("WARNING .*(was stopped|has not moved)")
     server.fault(Phase.BODY, STALLS)
-    reader = attempting("open(a[0], 'rb').read(1000000) and signal.pause()", mount.path(blob))
+    reader = attempting("open(a[0], 'rb').read(1000000) and time.sleep(60)", mount.path(blob))
     eventually(lambda: mount.stats()["pulls_in_flight"] == 1, what="it reads")
     reader.signal(signal.SIGKILL)
     reader.end()
@@ -233,3 +233,60 @@ def test_where_the_kernel_lets_few_reads_through_stalled_ones_leave_room_for_oth
         for reader in stalled:
             reader.signal(signal.SIGKILL)
             reader.end()
+
+
+def test_who_has_seen_wrong_bytes_is_not_helped_over_the_end_by_who_opens_later(
+    mount: Mounted, server: BadServerProcess, blob: Blob
+) -> None:
+    """The kernel has one memory for all who have an inode open: the right end is not for him."""
+    mount.announce("WARNING .*read: ")
+    server.fault(Phase.BODY, Fault(spoil=16))
+    path, flag = mount.path(blob), blob.source.with_suffix(".flag")
+    reader = Process(sys.executable, "-c", _READ_ON, path, flag)
+    with reader:
+        eventually(lambda: flag.exists() and flag.read_text() == "EIO", what="the pull fails")
+        server.mend()
+        server.hang_up()
+        run("cmp", path, blob.source).ok()
+        flag.write_text("go on")
+        assert reader.finish().ok().text == "EIO\n"
+    run("cmp", path, blob.source).ok()
+    run("cmp", mount.path(blob, ".bin"), blob.source).ok()
+
+
+_READ_ON = """
+import errno, os, sys, time
+file = os.open(sys.argv[1], os.O_RDONLY)
+os.read(file, 4096)
+try:
+    os.pread(file, 9, os.fstat(file).st_size - 9)
+except OSError as error:
+    open(sys.argv[2], "w").write(errno.errorcode[error.errno])
+while open(sys.argv[2]).read() != "go on":
+    time.sleep(0.01)
+try:
+    while os.read(file, 1 << 20):
+        pass
+    print("the end")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+def test_the_end_that_the_kernel_has_of_a_former_pull_vouches_for_no_later_one(
+    mount: Mounted, server: BadServerProcess, blob: Blob
+) -> None:
+    mount.announce("WARNING .*read: ")
+    path = mount.path(blob)
+    tail = "len(os.pread(os.open(a[0], 0), 1 << 20, int(a[1])))"
+    assert attempt(tail, path, str(SIZE - MIB)) == MIB
+    cafsfs("cache", "evict", "--cache-dir", mount.cache, str(blob)).ok()
+    server.hang_up()
+    server.fault(Phase.BODY, Fault(spoil=16, after=SIZE - 1000, then="stall"))
+    with Process("cat", path) as reader:
+        eventually(lambda: mount.stats()["pulls_in_flight"] == 1, what="it reads")
+        assert not reader.ended(1.0), "it has read wrong bytes to their end"
+    server.mend()
+    server.hang_up()
+    eventually(lambda: mount.stats()["pulls_in_flight"] == 0, what="the pull has failed")
+    run("cmp", path, blob.source).ok()

@@ -31,7 +31,7 @@ from cafsfs.store.read_caching import OpenBlob, ReadCachingStore
 from cafsfs.store.retrying import RetryingStore
 from tests.store.samples import KIB, MIB, content_of, descriptors
 from tests.store.scripted import ScriptedStore
-from tests.store.stacks import Caches
+from tests.store.stacks import Caches, spoil_file
 from tests.store.tmpfs import small_tmpfs
 
 STEP = 256 * KIB
@@ -611,4 +611,52 @@ async def test_without_descriptors_readers_wait_for_the_end(
     server.sends(MIB)
     await reader.done.wait()
     assert reader.outcome == CONTENT[:10]
+    scene.store.close(blob)
+
+
+async def test_what_a_reader_takes_for_the_end_is_the_end(
+    stage: Staging, nursery: trio.Nursery
+) -> None:
+    """The kernel may have been told another length than this pull goes by."""
+    server = Server(WRONG_EARLY)
+    server.told[DIGEST] = len(CONTENT) + MIB
+    server.verdict = trio.Event()
+    scene = stage(server)
+    blob = await scene.open()
+    assert await read(blob, 0, 10) == WRONG_EARLY[:10]
+    outcome: list[str] = []
+
+    async def read_the_end() -> None:
+        with pytest.raises(CorruptBlob):
+            await blob.read(SHOWN, len(CONTENT) - SHOWN, patience=PATIENCE, size=len(CONTENT))
+        outcome.append("failed")
+
+    nursery.start_soon(read_the_end)
+    await blob.wait(PATIENCE, end=len(CONTENT))
+    await wait_all_tasks_blocked()
+    assert outcome == []
+    server.verdict.set()
+    await until(lambda: outcome == ["failed"])
+    scene.store.close(blob)
+
+
+async def test_what_was_verified_once_and_is_mended_is_verified_again_before_it_is_read(
+    stage: Staging, nursery: trio.Nursery, tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    """Its readers may have the end already."""
+    expect_log("WARNING cafsfs.store.*(changed by somebody else|was not its content)")
+    server = Server()
+    scene = stage(server)
+    blob = await scene.open()
+    assert await read(blob, 0, 1 << 30) == CONTENT
+    spoil_file(tmp_path, DIGEST)
+    server.blobs[DIGEST] = WRONG_EARLY
+    server.sends(2 * MIB)
+    reader = reading(nursery, blob, 0, 10)
+    await until(lambda: server.flow is not None and server.flow.value == 0)
+    await wait_all_tasks_blocked()
+    assert not reader.done.is_set()
+    server.sends(MIB)
+    await reader.done.wait()
+    assert isinstance(reader.outcome, CorruptBlob)
     scene.store.close(blob)
