@@ -660,3 +660,47 @@ async def test_what_was_verified_once_and_is_mended_is_verified_again_before_it_
     await reader.done.wait()
     assert isinstance(reader.outcome, CorruptBlob)
     scene.store.close(blob)
+
+
+async def test_who_takes_over_on_a_full_disk_goes_on_elsewhere(
+    stage: Staging, tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    """What his readers have seen of the file before is still on that disk."""
+    expect_log("WARNING cafsfs.store.cache.*(no space|No space)")
+    with small_tmpfs(tmp_path / "disk", 2 * MIB) as disk:
+        first, second = Server(), Server()
+        first.sends(MIB + STEP)
+        holder, follower = stage(first, directory=disk / "c"), stage(second, directory=disk / "c")
+        before = descriptors()
+        held = await holder.open()
+        assert await read(held, 0, 10) == CONTENT[:10]
+        followed = await follower.open()
+        assert await read(followed, 0, MIB + STEP) == CONTENT[: MIB + STEP]
+        first.sends(2 * MIB)
+        assert await read(held, 0, 1 << 30) == CONTENT
+        assert await read(followed, 0, 1 << 30) == CONTENT
+        assert second.calls.count("pull") == 1
+        assert holder.unverified == follower.unverified == []
+        holder.store.close(held)
+        follower.store.close(followed)
+        await until(lambda: descriptors() == before)
+        assert not list((disk / "c" / "partial").iterdir())
+
+
+async def test_a_new_partial_file_that_finds_no_room_is_not_left(
+    stage: Staging, tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("WARNING cafsfs.store.cache.*(no space|No space)")
+    with small_tmpfs(tmp_path / "disk", 3 * MIB + MIB // 2) as disk:
+        server = Server(WRONG_LATE)
+        server.breaks = [10]
+        server.sends(2 * MIB + 2 * STEP)
+        scene = stage(RetryingStore(server, attempts=2), directory=disk / "cache")
+        blob = await scene.open()
+        assert await read(blob, 0, 2 * MIB) == CONTENT[: 2 * MIB]
+        server.blobs[DIGEST] = CONTENT
+        server.sends(4 * MIB)
+        assert await read(blob, 0, 1 << 30) == CONTENT
+        assert not list((disk / "cache" / "partial").iterdir())
+        scene.store.close(blob)
+        assert scene.unverified == []

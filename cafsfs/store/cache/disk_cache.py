@@ -569,10 +569,9 @@ class DiskCache(ContentStore):
         return CachedFile(descriptor, size, self._limiter, inline=self._inline)
 
     async def check_seen(self, file: CachedFile, progress: Progress) -> None:
-        """Raise Contradiction if ``file`` is not what readers have seen; OSError, StoreError."""
+        """Raise Contradiction if ``file`` is not what readers have seen; StoreError."""
         if progress.seen and not progress.is_shown(file.fileno()):
-            compare = bind(progress.compare, file)
-            await trio.to_thread.run_sync(compare, limiter=self._limiter)
+            await self.in_thread(bind(progress.compare, file))
 
     # --- upkeep
 

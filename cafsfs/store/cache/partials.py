@@ -192,9 +192,16 @@ class Partial:
             return
         if self.path is None:
             self._move(self._progress.seen)
-        elif self._kept:
-            self._renew(0)
-        self._kept = self._progress.copy_seen(self.descriptor)
+        while True:
+            try:
+                if self.path is not None and self._kept:
+                    self._renew(0)
+                self._kept = self._progress.copy_seen(self.descriptor)
+                return
+            except OSError as error:
+                if self.path is None:
+                    raise
+                self._overcome(error, self._progress.seen)
 
     def finish(self) -> None:
         """All is written: what is longer came from somebody else."""
@@ -247,7 +254,7 @@ class Partial:
             there = os.pread(self.descriptor, len(data), self.written)
         except OSError:  # writing will tell
             return 0
-        if there == data:
+        if there == bytes(data):  # to compare a memoryview takes a hundred times as long
             return len(data)
         same, differs = 0, min(len(there), len(data))
         while same < differs:  # up to ``same`` they are; the first difference is before ``differs``
@@ -276,11 +283,15 @@ class Partial:
         Others may have seen the old one: they find it gone.
         """
         assert self.path is not None
-        new = _begin(self.path.with_suffix(".new"))
+        path = self.path.with_suffix(".new")
+        new = _begin(path)
         try:
-            copy(self.descriptor, new, length)
-            self.path.with_suffix(".new").rename(self.path)
+            copy(self.descriptor, new, length, self._progress.step)
+            path.rename(self.path)
         except BaseException:
+            with suppress(OSError):
+                if is_at(new, path):
+                    path.unlink()
             os.close(new)
             raise
         unlock(self.descriptor)
@@ -302,7 +313,7 @@ class Partial:
         length = max(self.written, min(self._kept, self._progress.shrink(self.written)))
         new, memory = self._shelter.open(max(needed, length), self.expected)
         try:
-            copy(old, new, length)
+            copy(old, new, length, self._progress.step)
         except BaseException:
             os.close(new)
             self._shelter.release(memory)

@@ -145,7 +145,7 @@ class Progress:
     def copy_seen(self, descriptor: int) -> int:
         """Write what readers have seen to another file; returns its length. Raises OSError."""
         length = self.shrink(0)
-        copy(self._descriptor, descriptor, length)
+        copy(self._descriptor, descriptor, length, self._step)
         return length
 
     def compare(self, file: CachedFile) -> None:
@@ -154,16 +154,27 @@ class Progress:
         buffer = memoryview(bytearray(min(_PIECE, length)))
         done = 0
         while done < length:
+            self._step()
             count = file.read_at(buffer[: length - done], done)
-            if not count or os.pread(self._descriptor, count, done) != buffer[:count]:
+            # As bytes: to compare a memoryview takes a hundred times as long (2 ms for a MiB).
+            if not count or os.pread(self._descriptor, count, done) != bytes(buffer[:count]):
                 raise Contradiction(f"behind byte {done}")
             done += count
 
+    def step(self) -> None:
+        """Something was done for those who wait: of many gigabytes, it may take minutes."""
+        self.count += 1
 
-def copy(source: int, target: int, length: int) -> None:
-    """Copy the first ``length`` bytes of an open file; raises OSError."""
+    def _step(self) -> None:
+        self.step()
+        trio.from_thread.check_cancelled()
+
+
+def copy(source: int, target: int, length: int, step: Callable[[], object]) -> None:
+    """Copy the first ``length`` bytes of an open file, ``step`` by step; raises OSError."""
     done = 0
     while done < length:
+        step()
         piece = os.pread(source, min(_PIECE, length - done), done)
         if not piece:
             raise OSError(errno.EIO, "a partial file became shorter")
