@@ -197,11 +197,12 @@ class Partial:
                 if self.path is not None and self._kept:
                     self._renew(0)
                 self._kept = self._progress.copy_seen(self.descriptor)
-                return
             except OSError as error:
                 if self.path is None:
                     raise
                 self._overcome(error, self._progress.seen)
+            else:
+                return
 
     def finish(self) -> None:
         """All is written: what is longer came from somebody else."""
