@@ -55,6 +55,7 @@ _WORKERS = 4  # threads that hash, unpack and write; two cores are busy with two
 _ATTEMPTS = 2
 _NAMED = 10_000  # blobs of which mounts are told by name
 _MOUNTS_PATIENCE = 1.0  # seconds that mounts have to write their index before we read it
+_RESERVE = 252  # connections to a server beyond the usual, for readers of large blobs who wait
 _SHARE = 0.4  # of a reader's patience that one of several servers may use up
 
 
@@ -65,6 +66,7 @@ async def open_store(
     *,
     compression: Compression = Compression.NONE,
     parking: trio.Nursery | None = None,
+    reserve: int = 0,
     deadlines: Deadlines | None = None,
     budget: MemoryBudget | None = None,
 ) -> AsyncIterator[ContentStore]:
@@ -89,6 +91,7 @@ async def open_store(
             server,
             uri.root,
             connections=options.connections,
+            reserve=reserve,
             parking=parking,
             deadlines=deadlines or _deadlines(options),
         )
@@ -177,6 +180,7 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
             plan.uri,
             plan.store,
             parking=nursery,
+            reserve=_RESERVE,
             deadlines=_mount_deadlines(plan),
             budget=budget,
         ) as network,

@@ -58,7 +58,8 @@ class RemoteStore(PackedStore):
 
     With ``parking``, as a mount wants it, large bodies have one pool, and questions (SIZE, CHCK)
     and blobs that were just measured as small another, of connections that are made and answered
-    within ``deadlines.question``: a lookup succeeds while all of ``connections`` are busy.
+    within ``deadlines.question``: a lookup succeeds while all of ``connections`` are busy. A pull
+    that has waited for one for a second gets one of its own, of up to ``reserve`` more.
 
     A server is tested once for sound ranges, with the first large blob whose size is wanted. A
     sound one is asked for the header alone, and a pull from it whose connection breaks goes on
@@ -73,6 +74,7 @@ class RemoteStore(PackedStore):
         root: str,
         *,
         connections: int = 4,
+        reserve: int = 0,
         parking: trio.Nursery | None = None,
         deadlines: Deadlines | None = None,
     ) -> None:
@@ -82,7 +84,7 @@ class RemoteStore(PackedStore):
         self._open_probe = partial(self._connect, receive_buffer=_PROBE_BUFFER)
         self._ranges = Ranges(self.name, self._open_probe)
         self._connections = connections
-        self._bulk = Pool(self._connect, limit=connections)
+        self._bulk = Pool(self._connect, limit=connections, reserve=reserve)
         self._quick = self._bulk
         if parking is not None:
             hurried = replace(self._deadlines, connect=self._deadlines.question)

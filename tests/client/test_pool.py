@@ -18,9 +18,10 @@ from tests.server.stand import digest_of
 ABSENT = digest_of(b"absent")
 
 
-def pool_of(server: BadServer, limit: int = 2) -> Pool:
+def pool_of(server: BadServer, limit: int = 2, *, reserve: int = 0) -> Pool:
     there = Server("127.0.0.1", server.port)
-    return Pool(partial(ServerConnection.open, there, b"/root", Deadlines()), limit=limit)
+    connect = partial(ServerConnection.open, there, b"/root", Deadlines())
+    return Pool(connect, limit=limit, reserve=reserve)
 
 
 async def test_connects_when_asked_and_not_before() -> None:
@@ -154,3 +155,49 @@ async def test_a_closed_pool_keeps_nothing() -> None:
         assert repr(pool) == "<Pool idle=0 free=2>"
         await wait_all_tasks_blocked(0.01)
         assert server.open == 0
+
+
+async def test_who_has_waited_for_a_second_gets_one_of_the_reserve(
+    jumping_clock: MockClock,
+) -> None:
+    got: list[tuple[float, ServerConnection]] = []
+
+    async def use(pool: Pool) -> None:
+        connection = await pool.acquire()
+        got.append((trio.current_time() - began, connection))
+
+    async with bad_server() as server, trio.open_nursery() as nursery:
+        pool = pool_of(server, limit=1, reserve=2)
+        began = trio.current_time()
+        for _ in range(4):
+            nursery.start_soon(use, pool)
+        await trio.sleep(5)
+        assert [round(at) for at, _ in got] == [0, 1, 1]
+        pool.release(got[0][1])  # the fourth waits for it
+        await trio.sleep(1)
+        assert got[3][1] is got[0][1]
+        assert server.connections == 3
+        for _, connection in got[1:]:
+            pool.release(connection)
+        # No more are kept than usual, and the reserve is whole again.
+        assert repr(pool) == "<Pool idle=1 free=1>"
+        await trio.sleep(1)
+        assert server.open == 1
+        pool.close()
+
+
+async def test_who_is_let_in_and_cannot_connect_leaves_no_place_behind(
+    jumping_clock: MockClock,
+) -> None:
+    async with bad_server() as server:
+        pool = pool_of(server, limit=1, reserve=1)
+        first = await pool.acquire()
+        server.fault(Phase.GREETING, Fault(then="close"), times=1)
+        with pytest.raises(ConnectionBroken):
+            await pool.acquire()
+        second = await pool.acquire()
+        assert server.connections == 3
+        pool.release(second)
+        pool.release(first)
+        assert repr(pool) == "<Pool idle=1 free=1>"
+        pool.close()
