@@ -195,7 +195,10 @@ class CacheMachine(RuleBasedStateMachine):
                 return
             for each in await cache.listing():
                 blob = DIGESTS.index(each.digest)
-                assert blob in self.pinned or blob in {held for held, _ in self.held[process]}
+                # What a power cut has zeroed stays pinned until somebody looks at it.
+                stays = self.pinned | (self.zeroed & self.standing())
+                assert blob in stays or blob in {held for held, _ in self.held[process]}
+                assert blob not in self.zeroed or self._is_marked(blob)
 
         self.run(process, round_)
 
