@@ -64,6 +64,7 @@ class Session:
         self._invalidator = trio.CapacityLimiter(1)
         # Apart from the other: what drops pages waits for each that is being read.
         self._dropper = trio.CapacityLimiter(_DROPPERS)
+        self._drops = 0  # under way
         self._mounter = trio.CapacityLimiter(1)
         self.patched = False
 
@@ -122,7 +123,11 @@ class Session:
         """Fail all waiters and end the loop: ``run`` then detaches and returns."""
         self._stopping = True
         self._filesystem.fail_waiters(_going_away())
-        if self._running:
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        """Not while the kernel drops pages: it waits for READs, and who else would answer them?"""
+        if self._stopping and self._running and not self._drops:
             pyfuse3.terminate()
 
     # --- INIT
@@ -204,6 +209,7 @@ class Session:
 
         def on_spoilt(inode: int) -> None:
             if self._running:
+                self._drops += 1
                 nursery.start_soon(self._drop_pages, inode)
             else:
                 self._filesystem.pages_dropped(inode)
@@ -224,7 +230,9 @@ class Session:
         try:
             await trio.to_thread.run_sync(_forget, inode, False, limiter=self._dropper)
         finally:
+            self._drops -= 1
             self._filesystem.pages_dropped(inode)
+            self._end_loop()
 
     async def _detach(self) -> None:
         """Unmount what is still there and is ours; by its minor number, never by a look at it."""
