@@ -52,6 +52,7 @@ from cafsfs.store.cache.partials import (
 )
 from cafsfs.store.cache.premises import Premises
 from cafsfs.store.cache.progress import Progress
+from cafsfs.store.cache.remembered import open_remembered
 from cafsfs.store.cache.trouble import Trouble
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 from cafsfs.store.files import copy_content
@@ -68,6 +69,8 @@ _WATCHERS = 8  # threads that look at what other processes pull; a look takes mi
 # followers' readers lose their patience (30 s).
 _STALLED = 15.0  # seconds
 _GLANCE = 0.005, 0.1  # seconds between two looks at what another process pulls: at first, at most
+# O_NONBLOCK: to open a FIFO would wait for ever; files know no such thing.
+_TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 PINNED = 0o400  # the mode of a pinned blob; that of others is 0600
 
 
@@ -335,9 +338,9 @@ class DiskCache(ContentStore):
             return Looked(present=True, size=size)
         if self._trouble.bypassed:
             return Looked(present=False)
-        looked = await self._ask(lambda: self._look(digest))
-        if looked.size is not None and looked.present:
-            self._note(digest, Known(looked.size))
+        looked, known = await self._ask(lambda: self._look(digest))
+        if known is not None:
+            self._note(digest, known)
         return looked
 
     # --- content out
@@ -484,6 +487,8 @@ class DiskCache(ContentStore):
     async def _try_claim(self, digest: Digest, *, anew: bool) -> _Claimed:
         """None where the cache cannot take it."""
         known = self.ledger.known(digest)
+        if known is not None and not anew and (found := self._open_at_once(digest, known)):
+            return found
         writable = self.read_only is None
         open_or_claim = bind(self._open_or_claim, digest, known, anew=anew, writable=writable)
         for attempt in range(ROOMS + 1):
@@ -783,9 +788,7 @@ class DiskCache(ContentStore):
 
     def _open(self, digest: Digest, known: Known | None) -> _Found:
         try:
-            # O_NONBLOCK: to open a FIFO would wait for ever; files know no such thing.
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(self.path(digest), flags)
+            descriptor = os.open(self.path(digest), _TO_READ)
         except (FileNotFoundError, NotADirectoryError):
             raise BlobNotFound(digest) from None
         except OSError as error:
@@ -803,6 +806,17 @@ class DiskCache(ContentStore):
         except BaseException:
             os.close(descriptor)
             raise
+
+    def _open_at_once(self, digest: Digest, known: Known) -> _Found | None:
+        """On the event loop, if that costs no disk anything and the file is what it was."""
+        descriptor = open_remembered(self.path(digest), _TO_READ)
+        if descriptor is None:
+            return None
+        stat = os.fstat(descriptor)
+        if known.describes(stat) and S_ISREG(stat.st_mode):
+            return _Found(descriptor, stat, None, trusted=True)
+        os.close(descriptor)
+        return None
 
     def _open_or_claim(
         self, digest: Digest, known: Known | None, *, anew: bool, writable: bool
@@ -828,13 +842,17 @@ class DiskCache(ContentStore):
         os.close(claimed[0])
         return found
 
-    def _look(self, digest: Digest) -> Looked:
-        size = self._size_on_disk(digest)
-        if size is None:
-            return Looked(present=False, size=self.ledger.index.length(digest))
+    def _look(self, digest: Digest) -> tuple[Looked, Known | None]:
+        try:
+            found = self.path(digest).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return Looked(present=False, size=self.ledger.index.length(digest)), None
         entry = self.ledger.find(digest)
-        vouched = entry is not None and entry.verified and entry.size == size
-        return Looked(present=True, size=size if vouched else None, on_disk=size)
+        size = found.st_size
+        if entry is None or not entry.verified or entry.size != size:
+            return Looked(present=True, on_disk=size), None
+        known = Known.of(found) if self.is_trusted(entry, found) else Known(size)
+        return Looked(present=True, size=size, on_disk=size), known
 
     def _size_on_disk(self, digest: Digest) -> int | None:
         try:
