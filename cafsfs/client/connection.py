@@ -51,6 +51,7 @@ from cafsfs.wire import (
     NeedData,
     PackedLength,
     Pull,
+    Push,
     Role,
     Root,
     Stream,
@@ -277,11 +278,33 @@ class ServerConnection:
         header = Header.parse(await body.peek(HEADER_LENGTH))
         return PackedStat(body.length, header), body
 
-    async def stream(self, digest: Digest, body: PackedBody) -> None:
-        """Upload ``body`` with STRM; raises ServerRefused if the server does not store it.
+    async def upload(self, digest: Digest, body: PackedBody) -> None:
+        """Upload ``body``; raises ServerRefused if the server does not store it.
 
-        Where ``body`` fails, the stream is aborted and the connection stays in step, unless a
-        chunk was cut off in the middle.
+        With PUSH where its length is known: a body that is not cut into chunks costs both sides a
+        quarter less. Else with STRM.
+        """
+        sent = await (self._push(digest, body) if body.length else self._stream(digest, body))
+        answer = await self._answer(self._deadlines.for_pull(sent))
+        if not isinstance(answer, Have):
+            raise self._unexpected(answer)
+
+    async def _push(self, digest: Digest, body: PackedBody) -> int:
+        """Where ``body`` fails the connection is of no more use: the server has not got its end."""
+        length = body.length or 0
+        await self._command(Push(digest, length))
+
+        async def send(piece: memoryview) -> None:
+            await self._write([piece])
+            self._wire.sent_body(len(piece))
+
+        await pump(body.readinto, send, length=length)
+        return length
+
+    async def _stream(self, digest: Digest, body: PackedBody) -> int:
+        """Where ``body`` fails, the stream is aborted and the connection stays in step.
+
+        Unless a chunk was cut off in the middle.
         """
         await self._command(Stream(digest))
         sent = 0
@@ -295,7 +318,7 @@ class ServerConnection:
             in_step = True
 
         try:
-            await pump(body.readinto, send, length=body.length)
+            await pump(body.readinto, send)
         except Unavailable:
             raise
         except CafsError:
@@ -305,9 +328,7 @@ class ServerConnection:
                     await self._answer(self._deadlines.answer, may_refuse=True)
             raise
         await self._send(EndOfBody())
-        answer = await self._answer(self._deadlines.for_pull(sent))
-        if not isinstance(answer, Have):
-            raise self._unexpected(answer)
+        return sent
 
     # --- many commands ahead of their answers, see pipeline.py
 

@@ -297,7 +297,7 @@ class RemoteStore(PackedStore):
 
     async def deposit(self, digest: Digest, source: PackedSource) -> None:
         # The source is opened for each try: a second one starts at its first byte.
-        connection, _ = await self._ask(self._bulk, lambda each: each.stream(digest, source()))
+        connection, _ = await self._ask(self._bulk, lambda each: each.upload(digest, source()))
         self._bulk.release(connection)
 
     async def _ask(

@@ -67,7 +67,7 @@ async def pulled(connection: ServerConnection) -> bytes:
 
 async def test_all_commands_on_one_connection() -> None:
     async with bad_server() as server, opened(server) as connection:
-        await connection.stream(DIGEST, MemoryBody(PACKED))
+        await connection.upload(DIGEST, MemoryBody(PACKED))
         assert server.blobs == {DIGEST.raw: PACKED}
         assert await connection.check([ABSENT, DIGEST, ABSENT]) == {ABSENT}
         assert await connection.measure(DIGEST) == len(PACKED)
@@ -82,12 +82,18 @@ async def test_all_commands_on_one_connection() -> None:
         assert "127.0.0.1" in repr(connection)
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("length", [0, 1, 16, 65534, 65535, 200_000, 3 << 20])
-async def test_bodies_of_all_lengths(length: int) -> None:
+async def test_bodies_of_all_lengths(length: int, *, known: bool) -> None:
+    """Pushed where the length is known before the end, else streamed."""
     packed = pack(bytes(length))
+    body = MemoryBody(packed)
+    if not known:
+        body.length = None
     async with bad_server() as server, opened(server) as connection:
-        await connection.stream(DIGEST, MemoryBody(packed))
+        await connection.upload(DIGEST, body)
         assert server.blobs[DIGEST.raw] == packed
+        assert server.commands["PUSH" if known else "STRM"] == 1
         assert await pulled(connection) == packed
         assert connection.reusable
 
@@ -310,7 +316,7 @@ async def test_a_body_that_is_longer_than_announced_spoils_the_connection() -> N
 class BrokenBody:
     """A body that breaks after ``good`` bytes."""
 
-    length = None
+    length: int | None = None
 
     def __init__(self, good: int, error: CafsError) -> None:
         self._good = good
@@ -326,10 +332,24 @@ class BrokenBody:
 
 
 @pytest.mark.parametrize("good", [0, 10, 3 << 20])
+async def test_a_body_that_breaks_while_it_is_pushed_is_never_complete(good: int) -> None:
+    """There is no word to take it back: the connection is given up, and the server has no end."""
+    body = BrokenBody(good, CorruptBlob("it changed"))
+    body.length = good + 10
+    async with bad_server() as server, opened(server) as connection:
+        with pytest.raises(CorruptBlob, match="it changed"):
+            await connection.upload(DIGEST, body)
+        assert not connection.reusable
+        connection.close()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert server.blobs == {}
+
+
+@pytest.mark.parametrize("good", [0, 10, 3 << 20])
 async def test_a_body_that_breaks_is_aborted_and_the_connection_stays_in_step(good: int) -> None:
     async with bad_server() as server, opened(server) as connection:
         with pytest.raises(CorruptBlob, match="it changed"):
-            await connection.stream(DIGEST, BrokenBody(good, CorruptBlob("it changed")))
+            await connection.upload(DIGEST, BrokenBody(good, CorruptBlob("it changed")))
         assert server.blobs == {}
         # If a chunk was cut off by it, the connection is given up instead.
         if connection.reusable:
@@ -358,7 +378,7 @@ async def test_a_body_that_breaks_while_a_chunk_is_being_sent_is_not_waited_for(
     async with bad_server() as server, opened(server) as connection:
         server.fault(Phase.UPLOAD, STALL)
         with pytest.raises(StoreError, match="sick"), trio.fail_after(5):
-            await connection.stream(DIGEST, BodyThatBreaksBesideABlockedWrite(connection))
+            await connection.upload(DIGEST, BodyThatBreaksBesideABlockedWrite(connection))
         assert not connection.reusable
 
 
@@ -368,7 +388,7 @@ async def test_the_error_of_a_body_is_told_though_the_abort_fails_too(
     async with bad_server() as server, opened(server) as connection:
         server.fault(Phase.STORED, STALL)
         with pytest.raises(StoreError, match="sick disk"):
-            await connection.stream(DIGEST, BrokenBody(10, StoreError("sick disk")))
+            await connection.upload(DIGEST, BrokenBody(10, StoreError("sick disk")))
         assert not connection.reusable
 
 
@@ -392,7 +412,7 @@ async def test_upload_that(
     async with bad_server() as server, opened(server) as connection:
         server.fault(phase, fault)
         with pytest.raises(error) as caught:
-            await connection.stream(DIGEST, MemoryBody(bytes(64 << 20)))
+            await connection.upload(DIGEST, MemoryBody(bytes(64 << 20)))
         assert type(caught.value) is error
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert connection.reusable is (fault.instead == b"ERIO" and phase is Phase.STORED)
