@@ -27,7 +27,7 @@ from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.partials import Shelter
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore
 from cafsfs.store.fallback import FallbackStore
-from cafsfs.store.read_caching import OpenBlob, ReadCachingStore
+from cafsfs.store.read_caching import OpenBlob, ReadCachingStore, StalledReads
 from cafsfs.store.retrying import RetryingStore
 from tests.store.samples import KIB, MIB, content_of, descriptors
 from tests.store.scripted import ScriptedStore
@@ -704,3 +704,49 @@ async def test_a_new_partial_file_that_finds_no_room_is_not_left(
         assert not list((disk / "cache" / "partial").iterdir())
         scene.store.close(blob)
         assert scene.unverified == []
+
+
+# --- reads that stall
+
+
+def test_so_many_reads_may_stall_and_no_more() -> None:
+    stalled = StalledReads(limit=2)
+    assert not stalled.note(0.5, counted=False)
+    assert stalled.note(1.0, counted=False)
+    assert stalled.note(1.0, counted=False)
+    assert stalled.count == 2
+    with pytest.raises(TimedOut, match="2 reads wait already"):
+        stalled.note(1.0, counted=False)
+    assert stalled.note(20.0, counted=True), "who is counted may stay"
+    assert not stalled.note(0.0, counted=True), "it moves again"
+    assert stalled.count == 1
+    assert stalled.note(1.0, counted=False)
+
+
+def test_stalled_reads_are_found_within_a_second_where_there_is_a_limit() -> None:
+    assert StalledReads(limit=2).glance(3.0) == 1.0
+    assert StalledReads(limit=2).glance(0.1) == 0.1
+    assert StalledReads().glance(3.0) == 3.0
+
+
+async def test_a_stalled_read_that_ends_makes_room_for_another(
+    stage: Staging, nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    server = Server()
+    server.sends(MIB)
+    scene = stage(server)
+    scene.store.stalled.limit = 1
+    blob = await scene.open()
+    await blob.wait(PATIENCE, end=MIB)
+    waits, fails = (reading(nursery, blob, 2 * MIB, 10) for _ in range(2))
+    await wait_all_tasks_blocked()
+    mock_clock.jump(1.5)
+    await wait_all_tasks_blocked()
+    assert scene.store.stalled.count == 1
+    done = [each for each in (waits, fails) if each.done.is_set()]
+    assert [type(each.outcome) for each in done] == [TimedOut]
+    server.sends(2 * MIB)
+    for each in (waits, fails):
+        await each.done.wait()
+    assert scene.store.stalled.count == 0
+    scene.store.close(blob)

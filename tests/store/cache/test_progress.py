@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.progress import Contradiction, Progress
@@ -85,4 +86,48 @@ async def test_who_has_left_does_not_wait_for_a_comparison(
         await trio.to_thread.run_sync(cancelled)
     assert scope.cancelled_caught
     assert progress.count - before <= 1
+    close(progress)
+
+
+async def test_a_file_that_lacks_what_was_seen_is_not_shown(
+    progress: Progress, files: list[int]
+) -> None:
+    assert not progress.show(files[1], holds=SEEN - 1)
+    assert len(progress.files) == 1
+    assert progress.show(files[1], holds=SEEN)
+    assert progress.is_shown(files[1])
+    assert progress.look(SEEN) is progress.files[1]
+    assert progress.look(SEEN + 1) is None, "it holds no more yet"
+    close(progress)
+
+
+async def test_who_waits_for_the_least_is_woken_and_nobody_by_each_piece(
+    progress: Progress, files: list[int], nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress.shrink(0)
+    wakes: list[int] = []
+    wake = progress.wake
+
+    def noted() -> None:
+        wakes.append(progress.count)
+        wake()
+
+    monkeypatch.setattr(progress, "wake", noted)
+    woken: list[int] = []
+
+    async def wait(end: int) -> None:
+        while progress.look(end) is None:
+            await progress.news(end)
+        woken.append(end - SEEN)
+
+    for more in (200, 100, 300):
+        nursery.start_soon(wait, SEEN + more)
+        await wait_all_tasks_blocked()
+    for end, expected in ((99, []), (150, [100]), (160, [100]), (300, [100, 200, 300])):
+        progress.advance(SEEN + end)
+        await wait_all_tasks_blocked()
+        assert sorted(woken) == expected
+    progress.advance(len(CONTENT))
+    await wait_all_tasks_blocked()
+    assert len(wakes) == 2
     close(progress)
