@@ -25,7 +25,7 @@ from cafsfs.store.cache import disk_cache, partials
 from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.partials import Following, Partial, Shelter, Verdict
-from cafsfs.store.cache.progress import Progress
+from cafsfs.store.cache.progress import Contradiction, Progress
 from cafsfs.store.local_root import blob_path
 from tests.store.samples import ABSENT, KIB, MIB, content_of, put
 from tests.store.stacks import Caches, upkeep_of
@@ -591,3 +591,65 @@ async def test_a_quota_that_is_used_up_is_no_endless_loop(
     assert cache.metrics.uncached == 1
     assert not cache.path(other).exists()
     assert not cache.path(DIGEST).exists()
+
+
+# --- with readers
+
+
+def shown_to_readers(descriptor: int, seen: int) -> Progress:
+    """A progress in which readers have seen the beginning of that file."""
+    progress = Progress()
+    limiter = trio.CapacityLimiter(1)
+    progress.stream(len(CONTENT), lambda each: CachedFile(each, len(CONTENT), limiter))
+    assert progress.show(descriptor, holds=0)
+    progress.advance(seen)
+    assert progress.look(seen) is not None
+    return progress
+
+
+async def test_what_was_seen_moves_along_though_less_is_written(
+    place: Place, tmp_path: Path
+) -> None:
+    """A new attempt has come less far when the disk fails; what it brings is compared yet."""
+    partial = Partial(DIGEST, place.path, place.hold(), Shelter(tmp_path))
+    partial.write(CONTENT[:200_000])
+    partial._progress = shown_to_readers(partial.descriptor, 150_000)
+    partial.restart()
+    partial.write(CONTENT[:100_000])
+    place._holding.clear()
+    partial._move(100_000)
+    partial.write(CONTENT[100_000:140_000])
+    with pytest.raises(Contradiction):
+        partial.write(b"?" * 20_000)
+    for each in partial._progress.files:
+        each.close()
+    partial.discard()
+
+
+async def test_who_takes_over_what_his_readers_see_keeps_all_of_it(place: Place) -> None:
+    held = place.hold()
+    os.write(held, CONTENT[:200_000])
+    progress = shown_to_readers(held, 50_000)
+    partial = Partial(DIGEST, place.path, held, Shelter(), progress=progress)
+    partial.recall()
+    assert (partial.descriptor, partial.kept) == (held, 200_000)
+    for each in progress.files:
+        each.close()
+
+
+async def test_readers_are_shown_the_new_file_where_the_old_one_was_wrong(place: Place) -> None:
+    held = place.hold()
+    os.write(held, CONTENT[:100_000] + b"?" * 1000)
+    progress = shown_to_readers(held, 50_000)
+    partial = Partial(DIGEST, place.path, held, Shelter(), progress=progress)
+    place._holding.clear()
+    partial.restart()
+    partial.write(CONTENT[:60_000])
+    partial.write(CONTENT[60_000:200_000])
+    assert progress.is_shown(partial.descriptor)
+    file = progress.look(200_000)
+    assert file is not None
+    assert bytes(await file.read(0, 200_000)) == CONTENT[:200_000]
+    for each in progress.files:
+        each.close()
+    partial.discard()
