@@ -12,14 +12,14 @@ from cafsfs.client.connection import ServerConnection
 # Deployed servers close a connection that was idle for 30 minutes; we do it first.
 MAX_IDLE = 25 * 60  # seconds
 
-_PATIENCE = 1.0  # seconds that one waits for a place before the reserve is opened
+_PATIENCE = 0.25  # seconds that one waits for a place before the reserve is opened
 
 
 class Pool:
     """At most ``limit`` connections; who has to wait is served in order of arrival.
 
     The most recently used idle connection is taken first, so that the others may grow old. Who has
-    waited for a second gets a connection of his own, of up to ``reserve`` more: many long transfers
+    waited for a quarter of a second gets a connection of his own, of up to ``reserve`` more: many long transfers
     then go on side by side. They are closed when nobody waits any more.
     """
 

@@ -59,7 +59,7 @@ class RemoteStore(PackedStore):
     With ``parking``, as a mount wants it, large bodies have one pool, and questions (SIZE, CHCK)
     and blobs that were just measured as small another, of connections that are made and answered
     within ``deadlines.question``: a lookup succeeds while all of ``connections`` are busy. A pull
-    that has waited for one for a second gets one of its own, of up to ``reserve`` more.
+    that has waited a moment for one gets one of its own, of up to ``reserve`` more.
 
     A server is tested once for sound ranges, with the first large blob whose size is wanted. A
     sound one is asked for the header alone, and a pull from it whose connection breaks goes on

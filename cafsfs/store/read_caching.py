@@ -155,9 +155,10 @@ class OpenBlob:
 
     async def read(
         self, offset: int, length: int, *, patience: float, size: int | None = None
-    ) -> bytes | bytearray:
+    ) -> bytes | memoryview:
         """min(length, size − offset) bytes, or an error: never less; raises as ``wait``.
 
+        What is returned is valid until the next checkpoint, as of ``CachedFile.read``.
         ``size`` is what the reader takes for that of the blob: what is the end to him, he gets only
         verified.
 

@@ -288,7 +288,7 @@ class FileSystem:
             case _:
                 raise NotSupported("a directory cannot be opened as a file")
 
-    async def read(self, handle: int, offset: int, length: int) -> bytes | bytearray:
+    async def read(self, handle: int, offset: int, length: int) -> bytes | memoryview:
         """min(length, size − offset) bytes, or an error: a short answer truncates the file."""
         opened = self._handles[handle]
         match opened:

@@ -157,7 +157,7 @@ async def test_a_closed_pool_keeps_nothing() -> None:
         assert server.open == 0
 
 
-async def test_who_has_waited_for_a_second_gets_one_of_the_reserve(
+async def test_who_has_waited_a_moment_gets_one_of_the_reserve(
     jumping_clock: MockClock,
 ) -> None:
     got: list[tuple[float, ServerConnection]] = []
@@ -172,7 +172,7 @@ async def test_who_has_waited_for_a_second_gets_one_of_the_reserve(
         for _ in range(4):
             nursery.start_soon(use, pool)
         await trio.sleep(5)
-        assert [round(at) for at, _ in got] == [0, 1, 1]
+        assert [at >= 0.25 for at, _ in got] == [False, True, True]
         pool.release(got[0][1])  # the fourth waits for it
         await trio.sleep(1)
         assert got[3][1] is got[0][1]

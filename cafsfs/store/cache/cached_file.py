@@ -30,6 +30,21 @@ _WRITTEN = 60_000_000_000  # nanoseconds
 HUNG = 10.0  # seconds
 
 
+# One for all reads of an event loop: a fresh one for each would leave holes in the heap that add up
+# to 150 MB with 200 readers.
+_BUFFER: trio.lowlevel.RunVar[memoryview] = trio.lowlevel.RunVar("read buffer")
+_USUAL = 1 << 20  # bytes; no request of the kernel's is larger
+
+
+def _shared_buffer(length: int) -> memoryview:
+    try:
+        buffer = _BUFFER.get()
+    except LookupError:
+        buffer = memoryview(bytearray(_USUAL))
+        _BUFFER.set(buffer)
+    return buffer[:length] if length <= len(buffer) else memoryview(bytearray(length))
+
+
 class CachedFile:
     """An open file of verified content. It stays readable when the cache evicts its name.
 
@@ -75,18 +90,24 @@ class CachedFile:
         else:
             os.close(self._descriptor)
 
-    async def read(self, offset: int, length: int) -> bytes | bytearray:
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
         """Exactly what is in the file there: min(length, size − offset) bytes, or an error.
 
-        Answered on the event loop if the data is in memory (41 µs against 110 through a thread),
-        else in a thread. Raises CorruptBlob if the file is not what it was when it was verified,
-        StoreError for a sick disk.
+        What is returned is valid until the next checkpoint of any task: other reads use its memory
+        again. Answered on the event loop if the data is in memory (41 µs against 110 through a
+        thread), else in a thread. Raises CorruptBlob if the file is not what it was when it was
+        verified, StoreError for a sick disk.
         """
         length = max(0, min(length, self.size - offset))
-        buffer = bytearray(length)
-        done = self._read_from_memory(buffer, offset) if self._inline else 0
+        buffer, done = memoryview(b""), 0
+        if self._inline:
+            buffer = _shared_buffer(length)
+            done = self._read_from_memory(buffer, offset)
         if done < length:
-            await self._read_in_thread(memoryview(buffer)[done:], offset + done)
+            own = memoryview(bytearray(length))
+            own[:done] = buffer[:done]
+            await self._read_in_thread(own[done:], offset + done)
+            buffer = own
         self._check_unchanged()
         if self._trail is not None:
             self._trail.follow(offset, length)
@@ -139,7 +160,7 @@ class CachedFile:
         except OSError as error:
             raise StoreError(f"cannot read the cache: {error.strerror}") from error
 
-    def _read_from_memory(self, buffer: bytearray, offset: int) -> int:
+    def _read_from_memory(self, buffer: memoryview, offset: int) -> int:
         try:
             return os.preadv(self._descriptor, [buffer], offset, self._flags)
         except BlockingIOError:
