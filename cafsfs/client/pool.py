@@ -19,8 +19,8 @@ class Pool:
     """At most ``limit`` connections; who has to wait is served in order of arrival.
 
     The most recently used idle connection is taken first, so that the others may grow old. Who has
-    waited for a quarter of a second gets a connection of his own, of up to ``reserve`` more: many long transfers
-    then go on side by side. They are closed when nobody waits any more.
+    waited for a quarter of a second gets a connection of his own, of up to ``reserve`` more: many
+    long transfers then go on side by side. They are closed when nobody waits any more.
     """
 
     def __init__(
