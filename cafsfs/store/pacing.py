@@ -25,6 +25,9 @@ _BURST = 0.25  # seconds of the rate that may be saved up while nothing is pulle
 # the hop to the event loop would cost as much as the wait.
 _SHORTEST = 0.01
 _STEP = 0.05  # seconds between two looks whether to go on
+# Of a batch so many bytes stand back once: each blob for itself, the last of 64 small ones would
+# come after a minute, and perhaps somebody waits for it by now.
+_LOT = 256 << 10
 _STEPS = 20  # a piece goes on after a second at the latest, or the server would give us up
 
 
@@ -33,8 +36,8 @@ class PacingStore(ContentStore):
 
     ``rate``: bytes of content per second, over all pulls together; None does not limit. A piece
     (2 MiB, from most stores) passes whole. While ``give_way(digest)`` is true each piece waits,
-    but not longer than a second: a pull that nobody waits for goes on slowly. It is called from
-    worker threads, once a piece or oftener.
+    but not longer than a second: a pull that nobody waits for goes on slowly. Of a batch, blobs of
+    256 KiB in all wait once. It is called from worker threads, once a piece or oftener.
 
     Nothing is read from a server meanwhile. A rate so low that a piece takes longer than the server
     waits for its peer (divided among the pulls at once) makes it close the connection.
@@ -69,9 +72,12 @@ class PacingStore(ContentStore):
     async def pull_many(
         self, wanted: Sequence[Wanted], *, at_once: int | None = None
     ) -> Failures[Wanted]:
+        turns = _Turns()
+
         def paced(each: Wanted) -> Wanted:
             give_way = partial(self._give_way, each.digest)
-            return Wanted(each.digest, _PacedDestination(each.destination, self._bucket, give_way))
+            destination = _PacedDestination(each.destination, self._bucket, give_way, turns)
+            return Wanted(each.digest, destination)
 
         of = {paced(each): each for each in wanted}
         failures = await self._upstream.pull_many(list(of), at_once=at_once)
@@ -116,13 +122,16 @@ class _PacedSink:
 
     def write(self, data: bytes | memoryview, /) -> object:
         # A hop to the event loop costs about 100 µs: only where there is something to wait for.
-        if self._give_way():
+        if self._give_way() and self._is_my_turn(len(data)):
             trio.from_thread.run(self._stand_back)
         now = self._clock.current_time()
         due = self._bucket.take(len(data), now)
         if due - now >= _SHORTEST:
             trio.from_thread.run(trio.sleep_until, due)
         return self._sink.write(data)
+
+    def _is_my_turn(self, _count: int) -> bool:
+        return True
 
     async def _stand_back(self) -> None:
         for _ in range(_STEPS):
@@ -131,12 +140,37 @@ class _PacedSink:
                 return
 
 
+class _Turns:
+    """Which blobs of a batch stand back for all of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spared = 0  # bytes
+
+    def take(self, count: int) -> bool:
+        """Must this piece of ``count`` bytes stand back?"""
+        with self._lock:
+            if count <= self._spared:
+                self._spared -= count
+                return False
+            self._spared = max(0, _LOT - count)
+            return True
+
+
 class _PacedDestination(_PacedSink):
     """A lot of small blobs is held up as a piece of that length would be."""
 
     def __init__(
-        self, destination: Destination, bucket: _Bucket, give_way: Callable[[], bool]
+        self,
+        destination: Destination,
+        bucket: _Bucket,
+        give_way: Callable[[], bool],
+        turns: _Turns,
     ) -> None:
         super().__init__(destination, bucket, give_way)
+        self._turns = turns
         self.commit = destination.commit
         self.abandon = destination.abandon
+
+    def _is_my_turn(self, count: int) -> bool:
+        return self._turns.take(count)

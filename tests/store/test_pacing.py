@@ -163,6 +163,24 @@ async def test_each_piece_waits_while_there_is_somebody_to_give_way_to(
     assert asked == {DIGEST}
 
 
+async def test_small_blobs_of_a_batch_stand_back_together(autojump_clock: MockClock) -> None:
+    """Once for 256 KiB: who waits for the last of them does not wait a second for each."""
+    contents = [content_of(64 << 10, variant) for variant in range(1, 10)]
+    store = PacingStore(Threaded(*contents), give_way=lambda _: True)
+    wanted = [Wanted(hash_bytes(each), MemoryDestination()) for each in contents]
+    began = trio.current_time()
+    assert await store.pull_many(wanted, at_once=1) == {}
+    assert trio.current_time() - began == pytest.approx(3)
+
+
+async def test_large_blobs_of_a_batch_stand_back_for_each_piece(autojump_clock: MockClock) -> None:
+    content = content_of(1 << 20)
+    store = PacingStore(Threaded(content, step=512 << 10), give_way=lambda _: True)
+    began = trio.current_time()
+    assert await store.pull_many([Wanted(hash_bytes(content), MemoryDestination())]) == {}
+    assert trio.current_time() - began == pytest.approx(2)
+
+
 async def test_it_goes_on_as_soon_as_it_may(autojump_clock: MockClock) -> None:
     until = trio.current_time() + 3.12
     clock = trio.lowlevel.current_clock()
