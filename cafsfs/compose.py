@@ -38,6 +38,7 @@ from cafsfs.store.content_directory import open_seed
 from cafsfs.store.contracts import ContentStore
 from cafsfs.store.fail_fast import FailFastStore
 from cafsfs.store.fallback import FallbackStore
+from cafsfs.store.gathering import GatheringStore
 from cafsfs.store.local_root import LocalRoot
 from cafsfs.store.pacing import PacingStore
 from cafsfs.store.read_caching import ReadCachingStore
@@ -296,7 +297,7 @@ async def open_prefetching(
     """A cache that is filled in the background: mounts that pull at the same time go first.
 
     ``rate``: bytes per second from the servers, a seed is not held up. ``on_write``: see
-    WatchedStore.
+    WatchedStore. Blobs that are fetched beyond ``connections`` at a time come in batches.
     """
     budget = MemoryBudget(store.memory)
     async with (
@@ -306,8 +307,10 @@ async def open_prefetching(
         trio.open_nursery() as nursery,
         open_store(uri, store, parking=nursery, budget=budget) as network,
     ):
-        paced = PacingStore(network, rate=rate, give_way=disk.gives_way)
-        upstream = WatchedStore(with_seed(paced, cache, budget), on_write)
+        source: ContentStore = PacingStore(network, rate=rate, give_way=disk.gives_way)
+        if uri.servers:  # of a directory, a batch would come no sooner
+            source = GatheringStore(source, nursery, at_once=store.connections)
+        upstream = WatchedStore(with_seed(source, cache, budget), on_write)
         yield Prefetching(
             cache=disk,
             store=ReadCachingStore(disk, upstream, nursery),

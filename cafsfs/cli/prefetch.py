@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,6 +44,10 @@ from cafsfs.store.cache import curation
 from cafsfs.store.contracts import BlobStat
 
 _JOBS = 4
+# Small blobs on their way at once, for they come in batches; twice as many gain little. Who waits
+# for one that we have begun with waits for those before it, too.
+_MANY = 64
+_SMALL = 256 << 10  # bytes
 _PINNED_AT_ONCE = 64  # blobs; each time all pins are counted
 _ASKED_AT_ONCE = 1000  # blobs
 
@@ -298,8 +303,44 @@ def _why(error: CafsError) -> str:
     return "not found" if isinstance(error, BlobNotFound) else str(error)
 
 
+class _Window:
+    """How many blobs may be on their way at once: ``jobs``, and more where they prove small.
+
+    Nobody knows their sizes before: each small one that comes lets one more go, a large one brings
+    it back to ``jobs``. So it does where a mount wants the line for itself. ``rate`` (bytes per
+    second): of small ones no more are begun than come within a second.
+    """
+
+    def __init__(self, jobs: int, *, rate: int | None, in_foreground: Callable[[], bool]) -> None:
+        self._jobs = jobs
+        self._rate = math.inf if rate is None else rate
+        self._in_foreground = in_foreground
+        self._size = jobs
+        self._under_way = 0
+        self._left = trio.Event()
+
+    async def enter(self) -> None:
+        """Wait until one more may go."""
+        await trio.lowlevel.checkpoint()
+        while self._under_way >= self._size:
+            self._left = trio.Event()
+            await self._left.wait()
+        self._under_way += 1
+
+    def leave(self, size: int | None) -> None:
+        """One has come, of ``size`` bytes, or failed."""
+        self._under_way -= 1
+        self._left.set()
+        if size is None:
+            return
+        if size > _SMALL or self._in_foreground():
+            self._size = self._jobs
+        elif self._size < _MANY and self._size * size < self._rate:
+            self._size += 1
+
+
 class _Filling:
-    """One run, of ``order.jobs`` tasks."""
+    """One run."""
 
     def __init__(self, order: Order, prefetching: Prefetching, watch: _Watch) -> None:
         self._order = order
@@ -329,14 +370,16 @@ class _Filling:
             await self._pin(cached)
         self._watch.begin(len(missing))
         waiting = iter(missing)
-
-        async def work() -> None:
-            while not self._is_in_vain() and (digest := next(waiting, None)) is not None:
-                await self._bring(digest)
-
+        window = _Window(
+            self._order.jobs,
+            rate=self._order.rate,
+            in_foreground=self._cache.premises.in_foreground,
+        )
         async with trio.open_nursery() as nursery:
-            for _ in range(min(self._order.jobs, len(missing))):
-                nursery.start_soon(work)
+            await window.enter()
+            while not self._is_in_vain() and (digest := next(waiting, None)) is not None:
+                nursery.start_soon(self._bring, digest, window)
+                await window.enter()
         if (reason := self._full or self._cut_off) is not None:
             self._watch.say(reason)
             self._outcome.failed |= dict.fromkeys(waiting, f"not tried: {reason}")
@@ -354,7 +397,8 @@ class _Filling:
         cut_off = self._cut_off is not None and self._order.cache.cache_seed is None
         return cut_off or self._full is not None
 
-    async def _bring(self, digest: Digest) -> None:
+    async def _bring(self, digest: Digest, window: _Window) -> None:
+        size: int | None = None
         try:
             size = await self._prefetching.store.fetch(digest)
         except CafsError as error:
@@ -362,6 +406,8 @@ class _Filling:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._fail(digest, error)
             return
+        finally:
+            window.leave(size)
         self._watch.came(digest, size)
         self._outcome.pulled += 1
         self._outcome.bytes += size

@@ -70,6 +70,54 @@ def put(bad: BadServerProcess, tmp_path: Path, content: bytes) -> Digest:
     return Digest.parse(bad.put(tmp_path / "content"))
 
 
+def order_from(
+    store: object,
+    digests: list[Digest],
+    cache: Cache,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_cut_off: bool = False,
+    rate: int | None = None,
+) -> filling.Order:
+    """One that is filled by ``store.fetch``; nothing of it gets into the cache."""
+
+    @asynccontextmanager
+    async def opened(*_: object, **__: object) -> AsyncIterator[Any]:
+        async with open_disk_cache(cache.directory, keep=False) as disk:
+            yield SimpleNamespace(cache=disk, store=store, is_cut_off=lambda: is_cut_off)
+
+    monkeypatch.setattr(filling, "open_prefetching", opened)
+    return filling.Order(
+        uri=parse_uri(nobody()),
+        store=StoreOptions(),
+        cache=CacheOptions(cache_dir=cache.directory),
+        digests=digests,
+        rate=rate,
+    )
+
+
+class Crowded:
+    """Brings blobs of these sizes (bytes), and notes how many are on their way at once.
+
+    ``then`` of the last five.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        self.digests = [hash_bytes(b"%d" % number) for number in range(len(sizes))]
+        self.most = self.then = 0
+        self._sizes = dict(zip(self.digests, sizes, strict=True))
+        self._under_way = 0
+
+    async def fetch(self, digest: Digest) -> int:
+        self._under_way += 1
+        self.most = max(self.most, self._under_way)
+        await trio.testing.wait_all_tasks_blocked()
+        if digest in self.digests[-5:]:
+            self.then = max(self.then, self._under_way)
+        self._under_way -= 1
+        return self._sizes[digest]
+
+
 def nobody() -> str:
     """The URI of a server that is not there."""
     return "cafs://127.0.0.1:1/data"
@@ -262,21 +310,27 @@ def test_why_there_is_no_server_is_said_though_who_was_refused_for_it_failed_fir
             await trio.testing.wait_all_tasks_blocked()
             raise Unreachable("cannot connect")
 
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[Any]:
-        async with open_disk_cache(cache.directory, keep=False) as disk:
-            yield SimpleNamespace(cache=disk, store=Store(), is_cut_off=lambda: True)
-
-    monkeypatch.setattr(filling, "open_prefetching", opened)
-    order = filling.Order(
-        uri=parse_uri(nobody()),
-        store=StoreOptions(),
-        cache=CacheOptions(cache_dir=cache.directory),
-        digests=[first, second],
-    )
+    order = order_from(Store(), [first, second], cache, monkeypatch, is_cut_off=True)
     outcome = trio.run(filling.fill, order)
     assert outcome.failed.keys() == {first, second}
     assert capsys.readouterr().err == "error: cannot connect\n"
+
+
+def test_small_blobs_are_many_at_once_and_large_ones_few(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*sizes: int, rate: int | None = None) -> Crowded:
+        crowded = Crowded(*sizes)
+        order = order_from(crowded, crowded.digests, cache, monkeypatch, rate=rate)
+        outcome = trio.run(filling.fill, order)
+        assert outcome.pulled == len(sizes)
+        return crowded
+
+    assert fill(*[4096] * 500).most == 64
+    assert fill(*[LARGE] * 50).most == 4
+    mixed = fill(*[4096] * 300, *[LARGE] * 100)
+    assert (mixed.most, mixed.then) == (64, 4)
+    assert fill(*[4096] * 500, rate=10 * 4096).most == 10
 
 
 def test_without_a_server_what_is_cached_is_fine(
