@@ -17,6 +17,7 @@ answer is late is its blob measured, to know whether the server may still be rea
 
 from __future__ import annotations
 
+import mmap
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -251,7 +252,8 @@ class Conversation(Generic[K]):
         self._batch = batch
         self._connection = connection
         self._deadlines = batch.source.deadlines
-        self._buffer = memoryview(bytearray(_BUFFER))
+        # Not filled with zeroes first, which would take longer than to receive sixteen small blobs.
+        self._buffer = memoryview(mmap.mmap(-1, _BUFFER))
         self._filled = 0
         self._body: tuple[int, int] | None = None  # of a small blob: where it begins, and ends
         self._lot: list[tuple[K, memoryview | int | CafsError]] = []

@@ -263,7 +263,9 @@ class DiskCache(ContentStore):
     def fill(self) -> Fill:
         """How full it is, with what is in flight."""
         total, free = self.disk
-        ours = sum(each.room for each in self._held if not self._is_oversize(each.room))
+        # Asked twice a blob, with 64 in flight: so the bound is reckoned once.
+        bound = self.bounds.size.of(total)
+        ours = sum(room for each in self._held if (room := each.room) <= bound)
         return Fill(
             committed=self.ledger.used,
             files=self.ledger.blobs,
