@@ -327,9 +327,10 @@ def test_small_blobs_are_many_at_once_and_large_ones_few(
         return crowded
 
     assert fill(*[4096] * 500).most == 64
-    assert fill(*[LARGE] * 50).most == 4
-    mixed = fill(*[4096] * 300, *[LARGE] * 100)
-    assert (mixed.most, mixed.then) == (64, 4)
+    assert fill(*[MIB] * 50).most == 4
+    mixed = fill(*[4096] * 300, *[MIB] * 100)
+    assert mixed.most == 64
+    assert 1 <= mixed.then <= 4
     assert fill(*[4096] * 500, rate=10 * 4096).most == 10
 
 
