@@ -385,12 +385,12 @@ def flag(name: str) -> str:
 def plain(value: object, parse: Callable[[str], object]) -> str:
     """A value as it could be written in an option with this parser; ``-`` if it is not set."""
     if value is None:
-        return "-"
+        return "always" if parse is parse_verify_first else "-"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Amount):
         return f"{value.share * 100:g}%" if value.share else plain(value.bytes, parse_size)
-    if parse is parse_size and isinstance(value, int) and value:
+    if parse in {parse_size, parse_verify_first} and isinstance(value, int) and value:
         for unit, shift in reversed(_SHIFTS.items()):
             if value % (1 << shift) == 0:
                 return f"{value >> shift}{unit}"

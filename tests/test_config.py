@@ -39,6 +39,7 @@ from cafsfs.config import (
     parse_size,
     parse_text,
     parse_uri,
+    parse_verify_first,
     plain,
     resolve,
     toml_layers,
@@ -189,6 +190,13 @@ def test_sizes_are_shown_with_their_unit() -> None:
     assert [plain(each, parse_size) for each in (0, 1000, 1024, 20 << 30, 3 << 39)] == [
         *("0", "1000", "1K", "20G", "1536G")
     ]
+
+
+def test_what_is_verified_first_is_shown_as_it_is_written() -> None:
+    for text in ("64M", "always", "0"):
+        assert plain(parse_verify_first(text), parse_verify_first) == text
+    with pytest.raises(ValueError, match="or `always`"):
+        parse_verify_first("never")
 
 
 def test_no_two_groups_have_an_option_of_the_same_name() -> None:
