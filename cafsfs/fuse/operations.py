@@ -44,7 +44,9 @@ def guarded(
             raise
         except CafsError as error:
             if not isinstance(error, NoSuchName | StaleInode):
-                log.warning("%s: %s", handler.__name__, error)
+                # Whoever unmounts knows that readers fail: no line of warning for each of them.
+                level = logging.INFO if error is self.ending else logging.WARNING
+                log.log(level, "%s: %s", handler.__name__, error)
             raise pyfuse3.FUSEError(errno_of(error)) from None
         except Exception:
             self.metrics.handler_errors += 1
@@ -67,6 +69,11 @@ class Operations(pyfuse3.Operations):
         self._fs = filesystem
         self.metrics = metrics
         self.answering = trio.Event()  # set from the first request on
+
+    @property
+    def ending(self) -> CafsError | None:
+        """What all who wait are told once the filesystem goes away."""
+        return self._fs.ending
 
     @guarded
     async def lookup(

@@ -71,14 +71,14 @@ class StalledReads:
     def note(self, still: float, *, counted: bool) -> bool:
         """A read has waited for so long without progress; is it to be ``counted`` from now on?
 
-        Raises TimedOut if there are too many.
+        Raises Unavailable if there are too many.
         """
         if still < _STALLED:
             self.count -= counted
             return False
         if not counted:
             if self.limit is not None and self.count >= self.limit:
-                raise TimedOut(f"{self.count} reads wait already for pulls that do not move")
+                raise Unavailable(f"{self.count} reads wait already for pulls that do not move")
             self.count += 1
         return True
 

@@ -385,6 +385,11 @@ class FileSystem:
         self._ending = error
         self._store.fail_all(error)
 
+    @property
+    def ending(self) -> CafsError | None:
+        """What ``fail_waiters`` was given, once it was called."""
+        return self._ending
+
     # ---
 
     def _node(self, inode: int) -> Node:

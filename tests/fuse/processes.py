@@ -237,6 +237,15 @@ def memory_of_the_kernel(how: int) -> Iterator[None]:
         yield
 
 
+def descriptors_of(pid: int) -> dict[str, str]:
+    """What a process has open, by number."""
+    found = {}
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found[number] = os.readlink(f"/proc/{pid}/fd/{number}")
+    return found
+
+
 def forget_names() -> None:
     """Let the kernel forget what it remembers of names and inodes, as when memory is short."""
     with memory_of_the_kernel(fcntl.LOCK_EX):

@@ -125,7 +125,7 @@ def test_a_pull_that_is_cut_leaves_no_partial_file(
     mounting: Mounting, server: BadServerProcess, blob: Blob
 ) -> None:
     mount = mounting()
-    mount.announce("WARNING .*(is being unmounted|was stopped|connection)")
+    mount.announce("WARNING .*(was stopped|connection)")
     learn_size(mount, server, blob)
     server.fault(Phase.BODY, Fault(drip=(10_000, 0.2)))
     partial = mount.cache / "partial"

@@ -119,7 +119,6 @@ def test_waiters_get_an_error_and_the_mount_ends(
     mounting: Mounting, server: BadServerProcess, blob: Blob, how: str
 ) -> None:
     mount = mounting(*PATIENT)
-    mount.announce("WARNING .*is being unmounted")
     with Waiters(mount, server, blob) as waiters:
         ENDINGS[how](mount)
         assert waiters.outcomes() <= CUT
@@ -132,7 +131,6 @@ def test_umount_force_fails_the_waiters_and_the_mount_ends(
     mounting: Mounting, server: BadServerProcess, blob: Blob
 ) -> None:
     mount = mounting(*PATIENT)
-    mount.announce("WARNING .*is being unmounted")
     with Waiters(mount, server, blob) as waiters:
         run("umount", "-f", mount.point)  # if it finds it still busy, the daemon detaches
         assert waiters.outcomes() <= CUT
@@ -174,7 +172,6 @@ def test_a_mount_that_hangs_is_unmounted_by_force(
     mounting: Mounting, server: BadServerProcess, blob: Blob
 ) -> None:
     mount = mounting(*PATIENT)
-    mount.announce("WARNING .*is being unmounted")
     with Waiters(mount, server, blob) as waiters:
         mount.stats()  # is answered after the daemon has taken both requests
         mount.daemon.signal(signal.SIGSTOP)
@@ -281,7 +278,6 @@ def test_root_needs_no_fusectl_to_force(
     if run(*namespace, "true").code:
         pytest.skip("no mount namespace without fusectl to be had here, as in a chroot")
     mount = mounting(*PATIENT)
-    mount.announce("WARNING .*is being unmounted")
     command = (*CAFSFS, "unmount", "--force", str(mount.point))
     script = f"umount {CONNECTIONS}; exec {shlex.join(command)}"
     with Waiters(mount, server, blob) as waiters:

@@ -21,6 +21,7 @@ from tests.fuse.processes import (
     Process,
     attempt,
     cafsfs,
+    descriptors_of,
     eventually,
     is_alive,
     pids_of,
@@ -112,7 +113,7 @@ def test_its_daemon_keeps_no_pipe_no_terminal_and_no_directory(
     )
     assert (done.stdout, done.stderr) == (b"", b"")
     [daemon] = background.daemons()
-    files = {n: os.readlink(f"/proc/{daemon}/fd/{n}") for n in os.listdir(f"/proc/{daemon}/fd")}
+    files = descriptors_of(daemon)
     assert [files[n] for n in "012"] == ["/dev/null"] * 3
     others = [to for to in files.values() if list(files.values()).count(to) == 1]
     assert not [to for to in others if to.startswith(("pipe:", "/dev/pts", "/dev/tty"))]

@@ -159,7 +159,6 @@ def test_sigterm_ends_the_mount_of_an_ordinary_user(mount: Mounted, world: World
 def test_an_ordinary_user_frees_a_hung_mount_by_force(
     mount: Mounted, world: World, server: BadServerProcess, blob: Blob
 ) -> None:
-    mount.announce("WARNING .*is being unmounted")
     server.freeze()
     with Process(*world.be_nobody, "cat", mount.path(blob)) as waiter:
         eventually(lambda: mount.waiting > 0, what="a lookup waits")

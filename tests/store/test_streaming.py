@@ -715,7 +715,7 @@ def test_so_many_reads_may_stall_and_no_more() -> None:
     assert stalled.note(1.0, counted=False)
     assert stalled.note(1.0, counted=False)
     assert stalled.count == 2
-    with pytest.raises(TimedOut, match="2 reads wait already"):
+    with pytest.raises(Unavailable, match="2 reads wait already"):
         stalled.note(1.0, counted=False)
     assert stalled.note(20.0, counted=True), "who is counted may stay"
     assert not stalled.note(0.0, counted=True), "it moves again"
@@ -744,7 +744,7 @@ async def test_a_stalled_read_that_ends_makes_room_for_another(
     await wait_all_tasks_blocked()
     assert scene.store.stalled.count == 1
     done = [each for each in (waits, fails) if each.done.is_set()]
-    assert [type(each.outcome) for each in done] == [TimedOut]
+    assert [type(each.outcome) for each in done] == [Unavailable]
     server.sends(2 * MIB)
     for each in (waits, fails):
         await each.done.wait()
