@@ -115,6 +115,12 @@ class Mounted:
         """A warning or error that matches is meant to come in this test."""
         self._announced.append(pattern)
 
+    def logged(self, pattern: str, *, times: int = 1) -> str:
+        """The log, when that has come so often: the daemon writes it in a thread of its own."""
+        found = lambda: len(re.findall(pattern, self.log.read_text())) >= times  # noqa: E731
+        eventually(found, what=f"`{pattern}` in the log")
+        return self.log.read_text()
+
     def judge_log(self) -> list[str]:
         """The warnings, errors and tracebacks since the last call that nobody has announced."""
         text = self.log.read_bytes()[self._read :].decode()

@@ -220,7 +220,7 @@ def test_a_disk_that_somebody_else_has_filled(
     with Readers(mount, some, rounds=1) as readers:
         readers.check()
     assert mount.counters()["uncached"] > 0
-    assert re.search(NO_ROOM, mount.log.read_text())
+    mount.logged(NO_ROOM)
     # While one reader has it open, it is not pulled for another.
     with Process("sh", "-c", 'exec 3<"$0"; exec sleep 100', mount.path(some[0])) as holder:
         eventually(lambda: Path(f"/proc/{holder.pid}/fd/3").is_symlink(), what="it is open")
@@ -316,12 +316,12 @@ def test_a_file_that_is_spoilt_between_two_opens(
     read_all(mount, some)
     assert server.counts()["pulls"] == pulls + 3
     if spoil is make_a_directory:
-        assert len(re.findall(IN_THE_WAY, mount.log.read_text())) >= 3
+        mount.logged(IN_THE_WAY, times=3)
         assert mount.counters()["uncached"] == 3
         assert mount.stats()["cache"]["trouble"] is None
     elif spoil is not Path.unlink:
         assert mount.counters()["cache_discards"] == 3
-        assert len(re.findall(DISCARDED, mount.log.read_text())) == 3
+        assert len(re.findall(DISCARDED, mount.logged(DISCARDED, times=3))) == 3
     if spoil is not make_a_directory:
         assert cached_file(mount.cache, some[0]).read_bytes() == some[0].content
 
@@ -440,7 +440,8 @@ def test_after_a_power_cut_no_wrong_byte_is_served(
         readers.check()
     assert server.counts()["pulls"] == pulls + 3
     assert third.counters()["cache_discards"] == 3
-    discarded = set(re.findall(r"cache had for (\w+) was not", third.log.read_text()))
+    wrong = r"cache had for (\w+) was not"
+    discarded = set(re.findall(wrong, third.logged(wrong, times=3)))
     assert discarded == {each.hash for each in some[3:]}
 
 
@@ -547,7 +548,7 @@ def test_an_index_that_is_none(
     again = mounting()
     if warning:
         announce(warning, mount, again)
-        assert re.search(warning, again.log.read_text())
+        again.logged(warning)
     read_all(again, some)
     assert server.counts()["pulls"] == pulls
     size = sum(each.size for each in some)
@@ -593,7 +594,7 @@ def test_a_cache_that_can_only_be_read(
         assert "cannot be written" in again.stats()["cache"]["trouble"]
         assert again.counters()["uncached"] == 3
         assert again.clear() == []
-    assert "the cache can only be read" in again.log.read_text()
+    again.logged("the cache can only be read")
     assert snapshot(mount.cache) == before
 
 
@@ -642,7 +643,7 @@ def test_a_disk_that_fails_while_sixteen_read(
     with Readers(mount, some, rounds=2) as readers:
         readers.check()
     assert "Input/output error" in mount.stats()["cache"]["trouble"]
-    assert "the cache is bypassed for 60 s: Input/output error" in mount.log.read_text()
+    mount.logged("the cache is bypassed for 60 s: Input/output error")
     assert "Traceback" not in mount.log.read_text()
     assert mount.clear() == []
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.bad_server import BadServerProcess
 from tests.fuse.conftest import Mounting
-from tests.fuse.processes import attempt, eventually, forget_names, run
+from tests.fuse.processes import attempt, forget_names, run
 from tests.fuse.serving import BlobMaker
 
 pytestmark = pytest.mark.fuse
@@ -54,7 +54,7 @@ def test_a_handler_that_raises_gives_eio_and_a_traceback_in_the_log(
         path = mount.point
     for _ in range(2):
         assert attempt(expression, path) == "EIO"
-    assert "KeyError: 'a bug'" in mount.log.read_text()
+    mount.logged("KeyError: 'a bug'")
     mount.stop()
 
 
@@ -69,7 +69,7 @@ def test_an_error_where_nobody_waits_for_an_answer_is_logged_and_the_mount_goes_
     run("cmp", mount.path(blob), blob.source).ok()
     if method == "forget":
         forget_names()
-    eventually(lambda: "KeyError: 'a bug'" in mount.log.read_text(), what="the error is logged")
+    mount.logged("KeyError: 'a bug'")
     run("cmp", mount.path(blob), blob.source).ok()
     mount.stop()
 

@@ -114,7 +114,7 @@ def recovers(mount: Mounted, address: Address, blobs: list[Blob]) -> None:
     with address.server():
         eventually(lambda: servers(mount) == {"state": "online"}, what="online")
         read_all(mount, blobs)
-    assert re.search(r"INFO .*a server answers again, after [0-9.]+ s", mount.log.read_text())
+    mount.logged(r"INFO .*a server answers again, after [0-9.]+ s")
 
 
 @pytest.mark.parametrize("place", ["nothing", "silence", "black_hole"])
@@ -147,10 +147,9 @@ def check_state(mount: Mounted, address: Address) -> None:
     assert f"127.0.0.1:{address.port}" in state["reason"]
     age = datetime.now().astimezone() - datetime.fromisoformat(state["since"])
     assert timedelta(0) <= age + timedelta(seconds=1) < timedelta(minutes=1)
-    log = mount.log.read_text()
+    mount.logged(REFUSED)
+    log = mount.logged(OFFLINE + f".*127.0.0.1:{address.port}")
     assert len(re.findall(OFFLINE, log)) == 1
-    assert re.search(OFFLINE + f".*127.0.0.1:{address.port}", log)
-    assert re.search(REFUSED, log)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])

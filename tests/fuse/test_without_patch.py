@@ -52,9 +52,7 @@ def test_the_mount_works_without(mount: Mounted, blob: Blob) -> None:
 
 
 def test_the_log_and_stats_json_say_so(mount: Mounted) -> None:
-    assert (
-        "mounted without; lookups run one at a time and wait 1 s at most" in mount.log.read_text()
-    )
+    mount.logged("mounted without; lookups run one at a time and wait 1 s at most")
     assert mount.stats()["kernel"]["parallel_lookups"] is False
 
 
