@@ -195,8 +195,10 @@ class CacheMachine(RuleBasedStateMachine):
                 return
             for each in await cache.listing():
                 blob = DIGESTS.index(each.digest)
-                # What a power cut has zeroed stays pinned until somebody looks at it.
+                # What a power cut has zeroed stays pinned until somebody looks at it; and what was
+                # pinned and is removed by hand has its row until the next walk over the files.
                 stays = self.pinned | (self.zeroed & self.standing())
+                stays |= {DIGESTS.index(e) for e in cache.ledger.index.pins()} - self.standing()
                 assert blob in stays or blob in {held for held, _ in self.held[process]}
                 assert blob not in self.zeroed or self._is_marked(blob)
 
