@@ -200,7 +200,13 @@ def remove_tree(directory: Path) -> None:
     left = [each[0] for each in mount_lines() if each[0].startswith(f"{directory}/")]
     for point in left:
         clear_mount(Path(point))
-    shutil.rmtree(directory)
+
+    def removed() -> bool:
+        with suppress(OSError):  # a daemon that has just unmounted may be writing its index yet
+            shutil.rmtree(directory)
+        return not directory.exists()
+
+    eventually(removed, what=f"{directory} is removed")
     assert not left, f"left mounted: {left}"
 
 
