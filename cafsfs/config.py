@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from cafsfs.client.servers import Server
+from cafsfs.client.servers import Member, Server
 from cafsfs.errors import UsageError
 from cafsfs.store.budget import default_budget
 from cafsfs.store.cache.bounds import Amount, Bounds
@@ -464,10 +464,15 @@ class StoreUri:
     """
 
     text: str
-    servers: tuple[Server, ...]
+    members: tuple[Member, ...]
     root: str
     directory: Path | None
     layer: Layer
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """Where they are, in the order given; none for a directory."""
+        return tuple(each.server for each in self.members)
 
 
 _URI_EXAMPLE = "as in cafs://host:2403/root, or file:///directory/of/roots/root"
@@ -489,7 +494,8 @@ def parse_uri(text: str) -> StoreUri:
     layer = _uri_layer(parts.query)
     if parts.scheme == "file":
         return StoreUri(text, (), root, _directory(text, parts.netloc, root), layer)
-    return StoreUri(text, _servers(text, parts.netloc, root), root, None, layer)
+    members = tuple(Member(each) for each in _servers(text, parts.netloc, root))
+    return StoreUri(text, members, root, None, layer)
 
 
 def _directory(text: str, host: str, path: str) -> Path:

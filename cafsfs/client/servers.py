@@ -43,6 +43,21 @@ class Server:
         return f"{host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A server of a group: where it stands in it.
+
+    ``zone`` is any name of a place; who is in the same one asks it before others. Among those of
+    one zone the least ``priority`` goes first. ``weight`` is its share among its equals: one of 2
+    has twice as much to do as one of 1.
+    """
+
+    server: Server
+    zone: str | None = None
+    priority: int = 0
+    weight: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
     """How long to wait for a server, in seconds. Nothing waits without one of these.
