@@ -46,6 +46,8 @@ _COUNT = re.compile(r"[0-9]{1,18}")
 _NO_ID = (1 << 32) - 1  # (uid_t) -1 is nobody's: it means "do not change"
 SYSTEM_FILE = Path("/etc/cafsfs/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+AUTHS = ("auto", "required")
+_ZONE = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it stands in a URI as it is
 
 
 # --- parsers: text in, value out; ValueError completes "it takes …"
@@ -137,6 +139,27 @@ def parse_level(text: str) -> str:
     return text.lower()
 
 
+def parse_auth(text: str) -> str:
+    """What a server must do before it is talked to."""
+    if text.lower() not in AUTHS:
+        raise ValueError("one of " + ", ".join(AUTHS))
+    return text.lower()
+
+
+def parse_zone(text: str) -> str:
+    """The name of a place where servers are."""
+    if not _ZONE.fullmatch(text):
+        raise ValueError("a name of up to 64 letters, digits, dots, dashes and underscores")
+    return text
+
+
+def parse_mirrors(text: str) -> tuple[str, ...]:
+    """URLs of HTTP mirrors, separated by blanks."""
+    if not text.strip() or "\0" in text:
+        raise ValueError("a URL, or several with blanks between, as in https://host/{hash}")
+    return tuple(dict.fromkeys(text.split()))
+
+
 def parse_text(text: str) -> str:
     """Any text but none."""
     if not text or "\0" in text:
@@ -205,6 +228,32 @@ class StoreOptions:
     )
     memory: int = option(
         parse_size, "bytes for the buffers and decoders of all pulls", default=default_budget
+    )
+    zone: str | None = option(
+        parse_zone,
+        "where this machine is: servers of this zone are asked first",
+        default=lambda: None,
+    )
+    replicas: int = option(
+        parse_count, "servers that each upload is to be on when it is done", default=lambda: 1
+    )
+    slow_rate: int = option(
+        parse_size,
+        "bytes a second, over 10 s, below which a pull is left for another server; 0: never",
+        default=lambda: 128 << 10,
+    )
+    mirror: tuple[str, ...] = option(
+        parse_mirrors,
+        "URLs of HTTP mirrors, asked last, as in https://host/{ab}/{cd}/{hash}",
+        default=tuple,
+    )
+    secret_file: Path | None = option(
+        parse_path, "file with the secret that servers share with us", default=lambda: None
+    )
+    auth: str = option(
+        parse_auth,
+        "auto, or required: talk to no server that does not authenticate itself",
+        default=lambda: "auto",
     )
 
 
@@ -318,6 +367,9 @@ class ServeOptions:
     )
 
 
+# What says nothing to commands that upload nothing, and to those that download nothing.
+FOR_UPLOADS = frozenset({"replicas"})
+FOR_DOWNLOADS = frozenset({"mirror", "slow_rate"})
 ALL_OPTIONS: tuple[type, ...] = (StoreOptions, CacheOptions, MountOptions, LogOptions, ServeOptions)
 # What a TOML file may hold beside options: the arguments of the commands that it configures.
 ARGUMENTS = ("uri", "mountpoint", "directory")
@@ -386,6 +438,8 @@ def plain(value: object, parse: Callable[[str], object]) -> str:
     """A value as it could be written in an option with this parser; ``-`` if it is not set."""
     if value is None:
         return "always" if parse is parse_verify_first else "-"
+    if isinstance(value, tuple):
+        return " ".join(value) or "-"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Amount):
@@ -578,6 +632,7 @@ def parse_mount_options(texts: Sequence[str], *, sloppy: bool = False) -> MountA
     ours: dict[str, str] = {}
     kernel: list[str] = []
     known = {*option_names(StoreOptions, CacheOptions, MountOptions, LogOptions), *_FLAGS_ONLY}
+    known -= FOR_UPLOADS
     for text in texts:
         for part in re.findall(r"(?:[^,\\]|\\.|\\\Z)+", text, re.DOTALL):
             key, equals, value = part.replace("\\,", ",").partition("=")

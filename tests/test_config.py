@@ -28,11 +28,13 @@ from cafsfs.config import (
     option_names,
     parse_age,
     parse_amount,
+    parse_auth,
     parse_bool,
     parse_count,
     parse_id,
     parse_level,
     parse_listen,
+    parse_mirrors,
     parse_mount_options,
     parse_path,
     parse_seconds,
@@ -40,6 +42,7 @@ from cafsfs.config import (
     parse_text,
     parse_uri,
     parse_verify_first,
+    parse_zone,
     plain,
     resolve,
     toml_layers,
@@ -97,6 +100,10 @@ Parse = Callable[[str], Any]
         (parse_bool, "off", False),
         (parse_bool, "0", False),
         (parse_level, "DEBUG", "debug"),
+        (parse_auth, "Required", "required"),
+        (parse_zone, "eu-west.1_a", "eu-west.1_a"),
+        (parse_mirrors, " http://h/{hash}  https://g/x ", ("http://h/{hash}", "https://g/x")),
+        (parse_mirrors, "http://h/{hash} http://h/{hash}", ("http://h/{hash}",)),
         (parse_text, "a b", "a b"),
         (parse_path, "/a/b", Path("/a/b")),
         (parse_path, "~root/x", Path("~root/x").expanduser()),
@@ -126,6 +133,9 @@ def test_what_parsers_take(parse: Parse, text: str, value: object) -> None:
         (parse_id, ["", "-1", "root", "4294967295", "4294967296", "٣"]),
         (parse_bool, ["yess", "2", "none", " "]),
         (parse_level, ["", "verbose", "warn"]),
+        (parse_auth, ["", "optional", "none"]),
+        (parse_zone, ["", "a b", "a,b", "a;b", "ä", "z" * 65, "a=b"]),
+        (parse_mirrors, ["", "  "]),
         (parse_text, ["", "a\0b"]),
         (parse_path, ["", "a\0b", "~nobody-of-this-name/x"]),
         (parse_listen, ["", ":80", "2403", "host:", "host:99999", "::1", "[::1", ":0", "a:b:0"]),
@@ -149,7 +159,7 @@ def test_every_default_can_be_written_as_text(group: type) -> None:
     for name, each in option_names(group).items():
         value = getattr(group(), name)
         parse = each.metadata["parse"]
-        if value is None:
+        if value in {None, ()}:
             assert plain(value, parse) == "-"
         else:
             assert parse(plain(value, parse)) == value
@@ -199,8 +209,13 @@ def test_what_is_verified_first_is_shown_as_it_is_written() -> None:
         parse_verify_first("never")
 
 
-def test_no_two_groups_have_an_option_of_the_same_name() -> None:
-    assert len(option_names(*ALL_OPTIONS)) == sum(len(option_names(each)) for each in ALL_OPTIONS)
+def test_options_of_the_same_name_are_the_same_option() -> None:
+    """A variable or a key of TOML means both."""
+    seen: dict[str, tuple[object, object]] = {}
+    for group in ALL_OPTIONS:
+        for name, each in option_names(group).items():
+            this = (each.metadata["parse"], getattr(group(), name))
+            assert seen.setdefault(name, this) == this
 
 
 def test_a_path_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -516,6 +531,7 @@ def test_some_options_are_the_kernels() -> None:
         ("cachesize=1", "did you mean `cache-size`?"),
         ("remount", "`cafsfs config show` lists the options"),
         ("listen=h:1", "`cafsfs config show` lists the options"),
+        ("replicas=2", "`cafsfs config show` lists the options"),
     ],
 )
 def test_what_nobody_knows_is_refused_unless_it_does_not_matter(text: str, hint: str) -> None:

@@ -20,6 +20,7 @@ from cafsfs.cli.progress import Progress
 from cafsfs.cli.talk import blobs, complain, emit, moment, readable, run, start_logging
 from cafsfs.compose import open_cache, tell_mounts
 from cafsfs.config import (
+    FOR_UPLOADS,
     CacheOptions,
     Layer,
     LogOptions,
@@ -47,7 +48,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 _WHY_STUCK = "--log-level warning tells why"
 # Pins may not exceed the size.
-_NOT_FOR_PINS = _ALL_BUT_DIRECTORY - {"cache_size"}
+_NOT_FOR_PINS = _ALL_BUT_DIRECTORY - {"cache_size"} | FOR_UPLOADS
 
 
 class _Row(NamedTuple):

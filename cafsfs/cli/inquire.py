@@ -12,7 +12,7 @@ from cafsfs.cli.options import QUIET, layers, with_options
 from cafsfs.cli.talk import complain, emit, run, start_logging
 from cafsfs.client.client import full_stats
 from cafsfs.compose import open_store
-from cafsfs.config import LogOptions, StoreOptions, StoreUri, parse_uri, resolve
+from cafsfs.config import FOR_UPLOADS, LogOptions, StoreOptions, StoreUri, parse_uri, resolve
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError
 from cafsfs.store.contracts import BlobStat
@@ -27,7 +27,7 @@ _Found = dict[Digest, BlobStat | CafsError]
 @click.argument("uri")
 @click.argument("hashes", nargs=-1, required=True, metavar="HASH…")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-@with_options(StoreOptions, LogOptions, defaults=QUIET)
+@with_options(StoreOptions, LogOptions, defaults=QUIET, without=FOR_UPLOADS)
 def check(
     uri: str, hashes: tuple[str, ...], config: Path | None, *, as_json: bool, **flags: str | None
 ) -> None:
@@ -64,7 +64,7 @@ async def _find_missing(uri: StoreUri, options: StoreOptions, digests: list[Dige
 @click.argument("uri")
 @click.argument("hashes", nargs=-1, required=True, metavar="HASH…")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-@with_options(StoreOptions, LogOptions, defaults=QUIET)
+@with_options(StoreOptions, LogOptions, defaults=QUIET, without=FOR_UPLOADS)
 def stat(
     uri: str, hashes: tuple[str, ...], config: Path | None, *, as_json: bool, **flags: str | None
 ) -> None:

@@ -24,6 +24,7 @@ from cafsfs.cli.readiness import answers, is_dead, notify, wait_until_it_answers
 from cafsfs.cli.talk import flush_log, log_to_syslog, run_daemon, start_logging
 from cafsfs.compose import MountPlan, run_mount
 from cafsfs.config import (
+    FOR_UPLOADS,
     CacheOptions,
     LogOptions,
     MountOptions,
@@ -57,7 +58,7 @@ _END_DEADLINE = 5.0  # seconds for a daemon that has failed to unmount
 )
 @click.option("-f", "--foreground", is_flag=True, help="stay in the foreground, log to stderr")
 @click.option("--background-child", is_flag=True, hidden=True)
-@with_options(CacheOptions, MountOptions, StoreOptions, LogOptions)
+@with_options(CacheOptions, MountOptions, StoreOptions, LogOptions, without=FOR_UPLOADS)
 def mount(
     uri: str | None,
     mountpoint: str | None,

@@ -31,6 +31,9 @@ _METAVARS = {
     "parse_count": "N",
     "parse_id": "ID",
     "parse_level": "LEVEL",
+    "parse_auth": "auto|required",
+    "parse_zone": "NAME",
+    "parse_mirrors": "URL",
     "parse_text": "TEXT",
     "parse_path": "PATH",
     "parse_listen": "HOST:PORT",
@@ -62,7 +65,7 @@ def with_options(
                 continue
             parse, text = each.metadata["parse"], each.metadata["help"]
             value = settings[name].value
-            if value is not None and value is not False:
+            if value is not None and value is not False and value != ():
                 text = f"{text}  [default: {plain(value, parse)}]"
             if parse is parse_bool:
                 made = click.option(flag(name), name, flag_value="true", default=None, help=text)

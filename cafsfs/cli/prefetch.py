@@ -27,6 +27,7 @@ from cafsfs.compose import (
     with_seed,
 )
 from cafsfs.config import (
+    FOR_UPLOADS,
     CacheOptions,
     Layer,
     LogOptions,
@@ -85,7 +86,7 @@ class Outcome:
 @click.option("--check", is_flag=True, help="pull nothing: tell what is not cached")
 @click.option("--pin", is_flag=True, help="pin the blobs: they are never evicted")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-@with_options(CacheOptions, StoreOptions, LogOptions, defaults=QUIET)
+@with_options(CacheOptions, StoreOptions, LogOptions, defaults=QUIET, without=FOR_UPLOADS)
 def prefetch(
     uri: str,
     hashes: tuple[str, ...],

@@ -105,4 +105,6 @@ def _table(settings: dict[str, Setting[Any]]) -> str:
 def _for_json(value: object) -> object:
     if isinstance(value, Amount):
         return f"{value.share * 100:g}%" if value.share else value.bytes
+    if isinstance(value, tuple):
+        return list(value)
     return value if value is None or isinstance(value, bool | int | float) else str(value)

@@ -20,7 +20,15 @@ from cafsfs.cli.options import QUIET, layers, with_options
 from cafsfs.cli.progress import Progress
 from cafsfs.cli.talk import complain, emit, run, start_logging
 from cafsfs.compose import open_store
-from cafsfs.config import LogOptions, StoreOptions, StoreUri, parse_uri, resolve
+from cafsfs.config import (
+    FOR_DOWNLOADS,
+    FOR_UPLOADS,
+    LogOptions,
+    StoreOptions,
+    StoreUri,
+    parse_uri,
+    resolve,
+)
 from cafsfs.digest import Digest
 from cafsfs.errors import (
     BlobNotFound,
@@ -82,7 +90,7 @@ def _advice(target: _Target) -> Iterator[None]:
     show_default=True,
     help="pack with this, except small files and those that are compressed already",
 )
-@with_options(StoreOptions, LogOptions, defaults=QUIET)
+@with_options(StoreOptions, LogOptions, defaults=QUIET, without=FOR_DOWNLOADS)
 def put(
     uri: str, paths: tuple[Path, ...], compression: str, config: Path | None, **flags: str | None
 ) -> None:
@@ -274,7 +282,7 @@ def _checksum_line(digest: Digest, path: Path) -> str:
     metavar="FILE",
     help="where to; the default is a file named by the hash",
 )
-@with_options(StoreOptions, LogOptions, defaults=QUIET)
+@with_options(StoreOptions, LogOptions, defaults=QUIET, without=FOR_UPLOADS)
 def get(
     uri: str,
     blob: str,
@@ -317,7 +325,7 @@ async def _get(target: _Target, digest: Digest, path: Path) -> None:
 @click.command()
 @click.argument("uri")
 @click.argument("blob", metavar="HASH")
-@with_options(StoreOptions, LogOptions, defaults=QUIET)
+@with_options(StoreOptions, LogOptions, defaults=QUIET, without=FOR_UPLOADS)
 def cat(uri: str, blob: str, config: Path | None, **flags: str | None) -> None:
     """Write the blob HASH from the store at URI to standard output.
 

@@ -29,6 +29,8 @@ def test_every_option_is_shown_with_its_default() -> None:
     assert shown["listen"][0] == "127.0.0.1:2403"
     assert shown["allow-other"][0] == "false"
     assert shown["log-file"][0] == "-"
+    assert shown["mirror"][0] == "-"
+    assert shown["slow-rate"][0] == "128K"
 
 
 def test_json_has_values_of_their_kind() -> None:
@@ -38,6 +40,7 @@ def test_json_has_values_of_their_kind() -> None:
     assert shown["sync"] == {"value": True, "origin": "flag"}
     assert shown["fsname"] == {"value": None, "origin": "default"}
     assert shown["cache-dir"]["value"].endswith("/cafsfs")
+    assert shown["mirror"] == {"value": [], "origin": "default"}
 
 
 def test_the_strongest_layer_wins(tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def test_defaults_are_shown() -> None:
     assert "debug, info, warning or error [default: error]" in text
 
 
+def test_no_command_has_a_flag_that_says_nothing_to_it() -> None:
+    flags = {c.name: {option.name for option in c.params} for _, c in COMMANDS}
+    assert [name for name, each in flags.items() if "replicas" in each] == ["put", "show"]
+    for name in ("mount", "get", "cat", "check", "stat", "prefetch", "pin"):
+        assert flags[name] >= {"zone", "mirror", "secret_file", "auth"}
+    assert flags["put"] >= {"zone", "secret_file", "auth"}
+    assert not flags["put"] & {"mirror", "slow_rate"}
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["put", "--help"], ["config", "show", "-h"]])
 def test_help_is_output(words: list[str]) -> None:
