@@ -9,6 +9,7 @@
     ├── NotSupported          something that this filesystem does not do
     ├── Unavailable           nobody could tell; the only kind that is worth trying again
     │   ├── Unreachable       no connection to the server
+    │   │   └── ConnectTimedOut  none within its deadline; a TimedOut too
     │   ├── TimedOut          a deadline passed
     │   └── ConnectionBroken  the connection ended in the middle of something
     ├── CorruptBlob           bytes that are not the blob: wrong hash, bad packing, wrong length
@@ -75,6 +76,14 @@ class Unreachable(Unavailable):
 
 class TimedOut(Unavailable):
     """A deadline passed before the answer, or before any progress, came."""
+
+
+class ConnectTimedOut(Unreachable, TimedOut):
+    """The deadline for connecting passed, the greeting included.
+
+    Unreachable, for nobody is there who answers anything; where an *answer* is late, a disk or a
+    line may be slow, and that is only a TimedOut. A reader sees ETIMEDOUT of both.
+    """
 
 
 class ConnectionBroken(Unavailable):

@@ -19,6 +19,7 @@ from cafsfs.errors import (
     BlobNotFound,
     CafsError,
     ConnectionBroken,
+    ConnectTimedOut,
     RangeError,
     RemoteProtocolError,
     ServerRefused,
@@ -89,8 +90,8 @@ class ServerConnection:
     ) -> ServerConnection:
         """Connect, greet, name the root; see Transport.connect for the buffer.
 
-        Raises Unreachable, TimedOut, ConnectionBroken, RemoteProtocolError, ServerRefused, and
-        LocalProtocolError for a root over 255 bytes.
+        Raises Unreachable (ConnectTimedOut for a late greeting too), ConnectionBroken,
+        RemoteProtocolError, ServerRefused, and LocalProtocolError for a root over 255 bytes.
         """
         connection: ServerConnection | None = None
         try:
@@ -108,7 +109,7 @@ class ServerConnection:
                 connection.close()
             if isinstance(error, trio.TooSlowError):
                 what = "greeting from" if connection is not None else "connection to"
-                raise TimedOut(
+                raise ConnectTimedOut(
                     f"no {what} {server} within {deadlines.connect:g} s",
                     hint="is it a CAFS server, and can it be reached from here?",
                 ) from None

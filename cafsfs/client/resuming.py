@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from cafsfs.client.connection import RemoteBody
-from cafsfs.errors import ConnectionBroken, Unreachable
+from cafsfs.errors import ConnectionBroken, ConnectTimedOut, Unreachable
 from cafsfs.packing import HEADER_LENGTH
 from cafsfs.wire import CHUNK_STEP
 
@@ -89,6 +89,8 @@ class ResumingBody:
             self._attempts += 1
             try:
                 body = await self._take_up()
+            except ConnectTimedOut:  # it has cost more than all pauses: another server's turn
+                raise
             except (ConnectionBroken, Unreachable) as error:
                 failure = error
                 continue

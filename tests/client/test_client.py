@@ -18,6 +18,7 @@ from cafsfs.errors import (
     BlobNotFound,
     CafsError,
     ConnectionBroken,
+    ConnectTimedOut,
     CorruptBlob,
     InvalidDigest,
     RemoteProtocolError,
@@ -219,7 +220,7 @@ def stream(client: CafsClient, directory: Path, retry: bool) -> Awaitable[object
 
 
 FAULTS: dict[str, tuple[Operation, Phase, Fault, type[CafsError]]] = {
-    "check, greeting stalls": (check, Phase.GREETING, STALL, TimedOut),
+    "check, greeting stalls": (check, Phase.GREETING, STALL, ConnectTimedOut),
     "check, another protocol": (
         check,
         Phase.GREETING,

@@ -15,6 +15,7 @@ from cafsfs.errors import (
     BlobNotFound,
     CafsError,
     ConnectionBroken,
+    ConnectTimedOut,
     CorruptBlob,
     LocalProtocolError,
     RemoteProtocolError,
@@ -180,7 +181,7 @@ async def test_greeting_has_one_deadline_in_all(
     async with bad_server() as server:
         server.fault(phase, fault)
         began = trio.current_time()
-        with pytest.raises(TimedOut, match=r"no greeting from .* within 5 s"):
+        with pytest.raises(ConnectTimedOut, match=r"no greeting from .* within 5 s"):
             await ServerConnection.open(Server("127.0.0.1", server.port), b"/root", Deadlines())
         assert trio.current_time() - began == pytest.approx(5, abs=0.1)
 

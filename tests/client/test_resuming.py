@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cafsfs.client.remote import RemoteStore
 from cafsfs.client.servers import Server
-from cafsfs.errors import ConnectionBroken, TimedOut, Unreachable
+from cafsfs.errors import ConnectionBroken, ConnectTimedOut, TimedOut, Unreachable
 from cafsfs.store.contracts import PackedBody
 from cafsfs.store.memory import MemorySink
 from cafsfs.store.unpacking import UnpackingStore
@@ -291,6 +291,20 @@ async def test_a_server_that_freezes_has_its_deadline(jumping_clock: MockClock) 
         with pytest.raises(TimedOut):
             await fetched(remote)
         assert 29 < trio.current_time() - began < 60
+
+
+async def test_a_server_that_greets_nobody_any_more_is_tried_once(
+    jumping_clock: MockClock,
+) -> None:
+    """Its deadline is longer than all pauses: another server may have its turn."""
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB), times=1)
+        server.fault(Phase.GREETING, Fault(then="stall"))
+        began = trio.current_time()
+        with pytest.raises(ConnectTimedOut):
+            await fetched(remote)
+        assert trio.current_time() - began == pytest.approx(5, abs=1)
 
 
 @pytest.mark.parametrize(
