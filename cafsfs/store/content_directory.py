@@ -88,7 +88,7 @@ class ContentDirectory(ContentStore):
             raise CorruptBlob(f"{self._name} has wrong bytes of {digest}")
         return BlobStat(size=file.size, source=self._name, verified_at=int(time.time()))
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:  # noqa: ARG002  # never
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:  # noqa: ARG002  # never
         await trio.lowlevel.checkpoint()
         raise StoreError(
             f"cannot store {digest} in `{self._name}`: it is only read here",

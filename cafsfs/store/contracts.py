@@ -165,10 +165,11 @@ class ContentStore(ABC):
         return await one_by_one(stat, digests, at_once=_AT_ONCE)
 
     @abstractmethod
-    async def put(self, digest: Digest, source: ContentSource) -> None:
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
         """Store the content of ``source`` under ``digest``, which the caller has computed.
 
-        Storing what is there already is fine. Raises Unavailable, ServerRefused, StoreError, and
+        Returns the names of those who have it now: servers, or a directory. Storing what is there
+        already is fine. Raises Unavailable, ServerRefused, StoreError, and
         CorruptBlob where the content is found not to have that hash: then nothing is stored.
         """
 

@@ -100,8 +100,8 @@ class FailFastStore(ContentStore):
             lambda left: self._upstream.pull_many(left, at_once=at_once), wanted
         )
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._ask(lambda: self._upstream.put(digest, source))
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
+        return await self._ask(lambda: self._upstream.put(digest, source))
 
     async def _ask(self, operation: Callable[[], Awaitable[T]]) -> T:
         if self._outage is not None:

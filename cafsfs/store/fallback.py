@@ -80,8 +80,10 @@ class FallbackStore(ContentStore):
             lambda store, left: store.pull_many(left, at_once=at_once), wanted
         )
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._first(digest, lambda store: store.put(digest, source), but=(CorruptBlob,))
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
+        return await self._first(
+            digest, lambda store: store.put(digest, source), but=(CorruptBlob,)
+        )
 
     async def _first(
         self,

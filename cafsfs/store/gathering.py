@@ -81,8 +81,8 @@ class GatheringStore(ContentStore):
     ) -> Failures[Wanted]:
         return await self._upstream.pull_many(wanted, at_once=at_once)
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._upstream.put(digest, source)
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
+        return await self._upstream.put(digest, source)
 
     def _go_on(self) -> None:
         """A place is free: for a share of those who wait, if there are any."""

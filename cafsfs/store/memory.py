@@ -83,7 +83,7 @@ class MemoryStore(ContentStore):
         sink.write(self._get(digest))
         return stat
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
         await trio.lowlevel.checkpoint()
         content = bytearray(source.size)
         offset = 0
@@ -92,6 +92,7 @@ class MemoryStore(ContentStore):
         if hash_bytes(content) != digest:
             raise CorruptBlob(f"the content to store is not that of {digest}")
         self._blobs[digest] = bytes(content)
+        return ("memory",)
 
     def _get(self, digest: Digest) -> bytes:
         try:

@@ -83,8 +83,8 @@ class PacingStore(ContentStore):
         failures = await self._upstream.pull_many(list(of), at_once=at_once)
         return {of[each]: error for each, error in failures.items()}
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._upstream.put(digest, source)
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
+        return await self._upstream.put(digest, source)
 
 
 class _Bucket:

@@ -333,8 +333,8 @@ class ReadCachingStore(ContentStore):
         await self._cache.drop(digest)
         return await self._upstream.pull(digest, sink)
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._upstream.put(digest, source)
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
+        return await self._upstream.put(digest, source)
 
     async def fetch(self, digest: Digest) -> int:
         """Have the blob in the cache; returns its size."""

@@ -55,8 +55,8 @@ class RetryingStore(ContentStore):
             lambda left: self._store.pull_many(left, at_once=at_once), wanted
         )
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._retry(lambda: self._store.put(digest, source))
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
+        return await self._retry(lambda: self._store.put(digest, source))
 
     async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
         for attempt in range(1, self._attempts):

@@ -65,8 +65,8 @@ class SeededStore(ContentStore):
     ) -> Failures[Wanted]:
         return await self._first(lambda store, left: store.pull_many(left, at_once=at_once), wanted)
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
-        await self._upstream.put(digest, source)
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
+        return await self._upstream.put(digest, source)
 
     async def _first(
         self,

@@ -171,9 +171,10 @@ class UnpackingStore(ContentStore):
                 raise self._accuse(wanted.digest, error) from error
             raise
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
         with self._budget.share() as share:
             await self._packed.deposit(digest, partial(self._pack, digest, source, share))
+        return (self._packed.name,)
 
     def _pack(self, digest: Digest, source: ContentSource, share: Share) -> PackedBody:
         content = _Content(digest, source)

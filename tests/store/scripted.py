@@ -59,11 +59,12 @@ class ScriptedStore(ContentStore):
             sink.write(content[at : at + self._step])
         return BlobStat(size=len(content), packed_size=len(content) + 16, source="scripted")
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
         await self._begin("put")
         content = bytearray(source.size)
         source.read_at(memoryview(content), 0)
         self.blobs[digest] = bytes(content)
+        return ("scripted",)
 
     async def _begin(self, verb: str) -> None:
         self.calls.append(verb)

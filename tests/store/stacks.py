@@ -214,13 +214,14 @@ class FilledDirectory(ContentDirectory):
         super().__init__(directory, limiter=_limiter())
         self._filled = directory / "blobs"
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
         verified, sink = MemoryStore(), MemorySink()
         await verified.put(digest, source)
         await verified.pull(digest, sink)
         path = blob_path(self._filled, digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sink.content)
+        return (str(path),)
 
 
 @asynccontextmanager

@@ -73,6 +73,14 @@ async def test_an_absent_blob_is_not_found(stack: ContentStack) -> None:
     assert caught.value.hash == ABSENT.hex
 
 
+async def test_put_tells_who_has_it(stack: ContentStack) -> None:
+    content = content_of(100)
+    for _ in range(2):  # storing what is there already is fine
+        names = await stack.store.put(hash_bytes(content), MemorySource(content))
+        assert len(names) == 1
+        assert all(names)
+
+
 async def test_find_missing_of_nothing(stack: ContentStack) -> None:
     assert await stack.store.find_missing([]) == set()
 

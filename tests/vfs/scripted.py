@@ -66,7 +66,7 @@ class ScriptedStore(ContentStore):
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         raise NotImplementedError
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
         raise NotImplementedError
 
     async def stat(self, digest: Digest) -> BlobStat:

@@ -557,11 +557,11 @@ class DiskCache(ContentStore):
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(partial.discard, limiter=self._limiter)
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
         claimed = await self.claim(digest, expected=source.size)
         if isinstance(claimed, CachedFile):
             claimed.close()
-            return
+            return (str(self.premises.directory),)
         try:
             if await copy_content(source, claimed, self._limiter) != digest:
                 raise CorruptBlob(f"the content to store is not that of {digest}")
@@ -570,6 +570,7 @@ class DiskCache(ContentStore):
             raise StoreError(f"cannot write the cache: {error.strerror}") from error
         finally:
             await self.discard(claimed)
+        return (str(self.premises.directory),)
 
     def reader(self, descriptor: int, size: int) -> CachedFile:
         """A file to read content from that is not complete yet; it will have ``size`` bytes."""

@@ -56,7 +56,7 @@ class SlowDirectory(ContentStore):
             await trio.sleep(_PAUSE)
         return BlobStat(size=len(content), source="slow")
 
-    async def put(self, digest: Digest, source: ContentSource) -> None:
+    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
         raise NotImplementedError
 
 
