@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -38,6 +38,41 @@ _SO_BUF_LOCK = 72  # Linux 5.13; Python's socket module has no name for it
 _STRIDE = 8 << 20
 _STEP = 1 << 20
 _TURN = 0.005
+
+
+class Pace:
+    """Tells a slow transfer from a stalled one that pretends, with one byte now and then.
+
+    Each ``rate`` × ``window`` bytes have ``window`` seconds. Only the time that is spent waiting
+    for the peer counts: what our own disk takes between two pieces is not its fault. A transfer
+    that ends sooner than that has not been too slow, however few its last bytes are.
+    """
+
+    def __init__(self, window: float, rate: float) -> None:
+        self._window = window
+        self._floor = rate * window
+        self._moved = 0
+        self._waited = 0.0
+
+    def __str__(self) -> str:
+        moved = f"only {self._moved} bytes in" if self._moved else "nothing for"
+        return f"{moved} {self._window:g} s"
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the next piece may take."""
+        return max(0.0, self._window - self._waited)
+
+    def waited(self, seconds: float) -> None:
+        """Note a wait, whatever came of it."""
+        self._waited += seconds
+
+    def moved(self, count: int) -> None:
+        """Note ``count`` bytes; enough of them begin a new window."""
+        self._moved += count
+        if self._moved >= self._floor:
+            self._moved = 0
+            self._waited = 0.0
 
 
 class Transport:
@@ -85,34 +120,28 @@ class Transport:
             raise Unreachable(f"cannot connect to {_name(host, port)}: {reason}", hint=hint)
         return cls(sock, _name(host, port))
 
-    async def recv_into(self, buffer: memoryview, *, deadline: float) -> int:
+    async def recv_into(self, buffer: memoryview, *, deadline: float | Pace) -> int:
         """Read what is there, waiting up to ``deadline`` seconds for it; 0 at the end only.
 
-        Raises TimedOut, ConnectionBroken.
+        Or no longer than a Pace allows. Raises TimedOut, ConnectionBroken.
         """
-        with self._watch(deadline, "sent nothing"):
+        with self._watch(deadline, "sent") as pace:
             count = await self._sock.recv_into(buffer)
+        pace.moved(count)
         self.received += count
         return count
 
-    async def send(
-        self,
-        parts: Sequence[bytes | memoryview],
-        *,
-        deadline: float,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
+    async def send(self, parts: Sequence[bytes | memoryview], *, deadline: float | Pace) -> None:
         """Write all of ``parts``; each piece that the kernel takes has ``deadline`` seconds.
 
-        ``progress`` is told the bytes of each such piece. Raises TimedOut, ConnectionBroken.
+        Or what a Pace allows. Raises TimedOut, ConnectionBroken.
         """
         left = [memoryview(part) for part in parts if part]
         while left:
-            with self._watch(deadline, "took nothing"):
+            with self._watch(deadline, "took") as pace:
                 count = await self._sock.sendmsg(left)
+            pace.moved(count)
             self.sent += count
-            if progress is not None:
-                progress(count)
             while left and count >= len(left[0]):
                 count -= len(left.pop(0))
             if count:
@@ -124,21 +153,22 @@ class Transport:
         offset: int,
         count: int,
         *,
-        deadline: float,
+        deadline: float | Pace,
         limiter: trio.CapacityLimiter,
     ) -> int:
         """Let the kernel send up to ``count`` bytes of a file; returns how many, 0 past its end.
 
         In a thread, because it may wait for the disk: as long as the peer takes bytes, but only for
         some milliseconds. For the peer it is the event loop that waits, up to ``deadline``
-        seconds. Raises TimedOut, ConnectionBroken.
+        seconds, or what a Pace allows. Raises TimedOut, ConnectionBroken.
         """
         send = partial(_send_file, self._sock.fileno(), descriptor, offset, min(count, _STRIDE))
         while True:
-            with self._watch(deadline, "took nothing"):
+            with self._watch(deadline, "took") as pace:
                 await trio.lowlevel.wait_writable(self._sock)
                 sent = await trio.to_thread.run_sync(send, limiter=limiter)
             if sent is not None:
+                pace.moved(sent)
                 self.sent += sent
                 return sent
 
@@ -156,15 +186,19 @@ class Transport:
         self._sock.close()
 
     @contextmanager
-    def _watch(self, deadline: float, complaint: str) -> Iterator[None]:
+    def _watch(self, deadline: float | Pace, deed: str) -> Iterator[Pace]:
+        pace = deadline if isinstance(deadline, Pace) else Pace(deadline, 0)
+        began = trio.current_time()
         try:
-            with trio.fail_after(deadline):
-                yield
+            with trio.fail_after(pace.patience):
+                yield pace
         except trio.TooSlowError:
-            raise TimedOut(f"{self._peer} {complaint} for {deadline:g} s") from None
+            raise TimedOut(f"{self._peer} {deed} {pace}") from None
         except (OSError, trio.ClosedResourceError) as error:
             reason = getattr(error, "strerror", None) or "closed here"
             raise ConnectionBroken(f"connection to {self._peer} broke: {reason}") from error
+        finally:
+            pace.waited(trio.current_time() - began)
 
 
 _Address = tuple[

@@ -29,7 +29,7 @@ from cafsfs.errors import (
 from cafsfs.packing import HEADER_LENGTH, Compression, Header
 from cafsfs.store.contracts import PackedBody, PackedStat
 from cafsfs.store.pump import pump
-from cafsfs.transport import Transport
+from cafsfs.transport import Pace, Transport
 from cafsfs.wire import (
     CHUNK_STEP,
     MAX_CHUNK,
@@ -294,9 +294,10 @@ class ServerConnection:
         """Where ``body`` fails the connection is of no more use: the server has not got its end."""
         length = body.length or 0
         await self._command(Push(digest, length))
+        pace = self._deadlines.pace()
 
         async def send(piece: memoryview) -> None:
-            await self._write([piece])
+            await self._write([piece], pace)
             self._wire.sent_body(len(piece))
 
         await pump(body.readinto, send, length=length)
@@ -308,13 +309,14 @@ class ServerConnection:
         Unless a chunk was cut off in the middle.
         """
         await self._command(Stream(digest))
+        pace = self._deadlines.pace()
         sent = 0
         in_step = True
 
         async def send(piece: memoryview) -> None:
             nonlocal sent, in_step
             in_step = False  # until all of it is written: reading ahead may fail and cancel us
-            await self._write(_chunked(piece))
+            await self._write(_chunked(piece), pace)
             sent += len(piece)
             in_step = True
 
@@ -337,7 +339,7 @@ class ServerConnection:
         """Send commands, in one segment; the caller bounds what is sent ahead of its answers."""
         await self._command(*commands)
 
-    async def receive(self, buffer: memoryview, deadline: float) -> int:
+    async def receive(self, buffer: memoryview, deadline: float | Pace) -> int:
         """Read what comes within ``deadline`` seconds; to be parsed before ``buffer`` changes."""
         count = await self._receive(buffer, deadline)
         self._wire.receive_data(buffer[:count])
@@ -378,9 +380,9 @@ class ServerConnection:
         data = b"".join(self._wire.send(message) for message in messages)
         await self._write([data])
 
-    async def _write(self, parts: Sequence[bytes | memoryview]) -> None:
+    async def _write(self, parts: Sequence[bytes | memoryview], pace: Pace | None = None) -> None:
         with self._noting_answer():
-            await self._transport.send(parts, deadline=self._deadlines.progress)
+            await self._transport.send(parts, deadline=pace or self._deadlines.pace())
 
     async def _answer(self, deadline: float, *, may_refuse: bool = False) -> Event:
         event = await self._next(deadline)
@@ -427,7 +429,7 @@ class ServerConnection:
         except RemoteProtocolError as error:
             raise RemoteProtocolError(f"{self._server}: {error}") from error
 
-    async def _receive(self, buffer: memoryview, deadline: float) -> int:
+    async def _receive(self, buffer: memoryview, deadline: float | Pace) -> int:
         with self._noting_answer():
             count = await self._transport.recv_into(buffer, deadline=deadline)
             if count == 0:
@@ -450,7 +452,7 @@ class ServerConnection:
             event = self._next_event()
         if not (event is NEED_DATA or isinstance(event, EndOfBody)):
             raise self._unexpected(event)
-        receive = partial(self._receive, deadline=self._deadlines.progress)
+        receive = partial(self._receive, deadline=self._deadlines.pace())
         return RemoteBody(take.length, start, self._wire, receive)
 
     def _unexpected(self, event: Event) -> RemoteProtocolError:

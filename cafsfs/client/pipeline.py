@@ -256,6 +256,7 @@ class Conversation(Generic[K]):
         self._buffer = memoryview(mmap.mmap(-1, _BUFFER))
         self._filled = 0
         self._body: tuple[int, int] | None = None  # of a small blob: where it begins, and ends
+        self._pace = self._deadlines.pace()  # of that body
         self._lot: list[tuple[K, memoryview | int | CafsError]] = []
         self._since = trio.current_time()  # the end of the last answer
         self.asked: deque[K] = deque()  # the first is the next to be answered
@@ -283,7 +284,7 @@ class Conversation(Generic[K]):
         if self._body is None:
             count = await self._await_answer(free)
         else:
-            count = await self._connection.receive(free, self._deadlines.progress)
+            count = await self._connection.receive(free, self._pace)
         self._filled += count
         self.heard = True
 
@@ -341,6 +342,7 @@ class Conversation(Generic[K]):
                     lot.append((asked.popleft(), body))
                 else:
                     self._body = (start, start + event.length)
+                    self._pace = self._deadlines.pace()
             elif isinstance(event, EndOfBody):
                 assert self._body is not None
                 start, end = self._body

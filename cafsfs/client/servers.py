@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from cafsfs.errors import UsageError
+from cafsfs.transport import Pace
 
 DEFAULT_PORT = 2403
 _LONGEST_READ = 3600.0  # seconds; a server that lies about a length must not hold us for ever
@@ -66,8 +67,9 @@ class Deadlines:
     last byte of an answer (without the body that may follow it); an answer to PULL gets one second
     more for each ``disk_rate`` bytes of packed length, for deployed servers read the whole blob
     before they answer (protocol page, section 3.4). ``question`` is the same for SIZE and CHCK,
-    which cost a server nothing. ``progress`` is the time between two pieces of a body, in either
-    direction.
+    which cost a server nothing. ``progress`` is what a body may take for each
+    ``progress`` × ``rate`` bytes, in either direction, so that one byte now and then does not keep
+    anybody waiting for ever; only waiting for the server counts.
     """
 
     connect: float = 5.0
@@ -75,6 +77,11 @@ class Deadlines:
     answer: float = 30.0
     progress: float = 30.0
     disk_rate: float = 20e6
+    rate: float = 1024.0
+
+    def pace(self) -> Pace:
+        """What one body must keep to."""
+        return Pace(self.progress, self.rate)
 
     def for_pull(self, packed_length: int) -> float:
         """Seconds that the answer to PULL may take, for a blob of ``packed_length`` bytes."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
-from cafsfs.errors import TimedOut
+from cafsfs.transport import Pace
 
 _WORKERS = 8  # threads for one purpose
 
@@ -32,6 +32,10 @@ class Limits:
     content: int = 64 << 30
     grace: float = 10
 
+    def pace(self) -> Pace:
+        """What one body must keep to."""
+        return Pace(self.stall, self.rate)
+
 
 class Workers:
     """Threads of one server, over all clients: those of one purpose never wait for another.
@@ -43,23 +47,3 @@ class Workers:
         self.questions = trio.CapacityLimiter(_WORKERS)
         self.sending = trio.CapacityLimiter(_WORKERS)
         self.storing = trio.CapacityLimiter(_WORKERS)
-
-
-class Pace:
-    """Tells a slow transfer from a stalled one that pretends: see Limits.rate."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._since = trio.current_time()
-        self._moved = 0
-
-    def moved(self, count: int) -> None:
-        """Note ``count`` bytes; raises TimedOut if those of the last while are too few."""
-        self._moved += count
-        now = trio.current_time()
-        span = now - self._since
-        if span < self._limits.stall:
-            return
-        if self._moved < span * self._limits.rate:
-            raise TimedOut(f"only {self._moved} bytes in {span:.0f} s")
-        self._since, self._moved = now, 0

@@ -21,12 +21,12 @@ from cafsfs.errors import (
     Unavailable,
 )
 from cafsfs.packing import HEADER_LENGTH, Header
-from cafsfs.server.limits import Limits, Pace, Workers
+from cafsfs.server.limits import Limits, Workers
 from cafsfs.server.lots import LOT, Question, Reply, reply_to
 from cafsfs.store.contracts import PackedBody, PackedStore
 from cafsfs.store.local_root import FileBody, LocalRoot
 from cafsfs.store.pump import PIECE
-from cafsfs.transport import Transport
+from cafsfs.transport import Pace, Transport
 from cafsfs.wire import (
     CHUNK_STEP,
     NEED_DATA,
@@ -213,7 +213,7 @@ class Session:
 
     async def _send_replies(self, lot: Sequence[Question], replies: Sequence[Reply]) -> None:
         """All in one write; behind it the rest of the last body, if that is not whole."""
-        pace = Pace(self._limits)
+        pace = self._limits.pace()
         last = replies[-1].body
         try:
             parts: list[bytes | memoryview] = []
@@ -238,13 +238,12 @@ class Session:
                 body.descriptor,
                 body.offset + done,
                 self._wire.body_to_send,
-                deadline=self._limits.stall,
+                deadline=pace,
                 limiter=self._workers.sending,
             )
             if count == 0:
                 raise CorruptBlob("a stored blob became shorter while it was being sent")
             done += count
-            pace.moved(count)
             self._wire.sent_body(count)
 
     # --- downloads from any other store
@@ -273,7 +272,7 @@ class Session:
             await self._send(answer)
 
     async def _send_body(self, announced: bytes, body: PackedBody) -> None:
-        pace = Pace(self._limits)
+        pace = self._limits.pace()
         await self._write([announced])
         piece = memoryview(bytearray(PIECE))
         while self._wire.body_to_send:
@@ -302,7 +301,7 @@ class Session:
         return Have()
 
     async def read_upload(
-        self, buffer: memoryview, *, large: bool
+        self, buffer: memoryview, pace: Pace, *, large: bool
     ) -> int | Data | EndOfBody | Aborted:
         """The next piece of an upload: an event, or a count of bytes read into ``buffer``.
 
@@ -312,11 +311,11 @@ class Session:
         if remaining == 0:
             if large and self._filled and len(self._buffer) < _UPLOAD_BUFFER:
                 self._buffer = memoryview(bytearray(_UPLOAD_BUFFER))
-            event = await self._next()
+            event = await self._next(pace)
             if not isinstance(event, Data | EndOfBody | Aborted):
                 raise AssertionError(f"{event} is no part of an upload")
             return event
-        count = await self._receive(buffer[:remaining], self._limits.stall)
+        count = await self._receive(buffer[:remaining], pace)
         if count == 0:
             raise ConnectionBroken("client went away in the middle of an upload")
         self._wire.received_body(count)
@@ -324,40 +323,40 @@ class Session:
 
     # --- bytes in and out
 
-    async def _next(self) -> Event:
+    async def _next(self, pace: Pace | None = None) -> Event:
         """The next event; raises TimedOut for a client that is silent, or that trickles.
 
-        Between commands it may be silent for ``idle``, else for ``stall``. From its first byte on
-        a message has ``stall`` to be complete: one byte now and then holds no connection.
+        Between commands it may be silent for ``idle``, within an upload as ``pace`` allows. From
+        its first byte on a message has ``stall`` to be complete: one byte now and then holds no
+        connection.
         """
         event = self._wire.next_event()
         if event is not NEED_DATA:
             return event
         limits = self._limits
-        event = await self._hear(limits.idle if self._wire.at_rest else limits.stall)
+        event = await self._hear(pace or (limits.idle if self._wire.at_rest else limits.stall))
         try:
             with trio.fail_after(limits.stall):
                 while event is NEED_DATA:
-                    event = await self._hear(limits.stall)
+                    event = await self._hear(pace or limits.stall)
         except trio.TooSlowError:
             raise TimedOut(f"client did not end a message within {limits.stall:g} s") from None
         return event
 
-    async def _hear(self, deadline: float) -> Event | Literal[NeedData.NEED_DATA]:
+    async def _hear(self, deadline: float | Pace) -> Event | Literal[NeedData.NEED_DATA]:
         count = await self._receive(self._buffer, deadline)
         self._filled = count == len(self._buffer)
         self._wire.receive_data(self._buffer[:count])
         return self._wire.next_event()
 
-    async def _receive(self, buffer: memoryview, deadline: float) -> int:
+    async def _receive(self, buffer: memoryview, deadline: float | Pace) -> int:
         return await self._transport.recv_into(buffer, deadline=deadline)
 
     async def _send(self, message: Message) -> None:
         await self._write([self._wire.send(message)])
 
     async def _write(self, parts: Sequence[bytes | memoryview], pace: Pace | None = None) -> None:
-        progress = None if pace is None else pace.moved
-        await self._transport.send(parts, deadline=self._limits.stall, progress=progress)
+        await self._transport.send(parts, deadline=pace or self._limits.pace())
 
 
 class _Upload:
@@ -365,7 +364,7 @@ class _Upload:
 
     def __init__(self, session: Session, length: int | None, limits: Limits) -> None:
         self._session = session
-        self._pace = Pace(limits)
+        self._pace = limits.pace()
         self._limits = limits
         self._head = b""  # the packed blob's header, as far as it was read
         self._taken = 0
@@ -397,7 +396,7 @@ class _Upload:
             if self._taken > limit or (self.length or 0) > limit:
                 # Not even worth reading to its end: ``drain`` raises it again, and that closes.
                 raise CorruptBlob(f"an upload is over the limit of {limit} bytes")
-            got = await self._session.read_upload(buffer, large=self._taken >= _LARGE)
+            got = await self._session.read_upload(buffer, self._pace, large=self._taken >= _LARGE)
             if isinstance(got, int):
                 self._count(got)
                 self._ended = self._taken == self.length
@@ -430,4 +429,3 @@ class _Upload:
 
     def _count(self, count: int) -> None:
         self._taken += count
-        self._pace.moved(count)

@@ -285,6 +285,7 @@ BODIES: dict[str, tuple[Phase, Fault, type[CafsError]]] = {
     "stall": (Phase.BODY, Fault(after=100, then="stall"), TimedOut),
     "reset": (Phase.BODY, Fault(after=100, then="reset"), ConnectionBroken),
     "close": (Phase.BODY, Fault(after=100, then="close"), ConnectionBroken),
+    "drip": (Phase.BODY, Fault(drip=(100, 29)), TimedOut),
     "announces more": (Phase.PULL, Fault(lie=1), TimedOut),
 }
 
@@ -443,8 +444,20 @@ async def test_deadlines_are_as_promised(
 
 async def test_a_slow_line_is_slow_and_not_dead(jumping_clock: MockClock) -> None:
     """Progress has a deadline, a whole body has none."""
+    packed = pack(bytes(100_000))
     async with bad_server() as server, opened(server, Deadlines(progress=12)) as connection:
-        server.have(DIGEST.hex, PACKED)
-        server.fault(Phase.BODY, Fault(drip=(1000, 10)))
-        assert await pulled(connection) == PACKED
-        assert trio.current_time() >= 40
+        server.have(DIGEST.hex, packed)
+        server.fault(Phase.BODY, Fault(drip=(20_000, 10)))
+        assert await pulled(connection) == packed
+        assert trio.current_time() >= 50
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+async def test_a_body_that_drips_has_one_deadline(step: int, jumping_clock: MockClock) -> None:
+    async with bad_server() as server, opened(server) as connection:
+        server.have(DIGEST.hex, pack(bytes(100_000)))
+        server.fault(Phase.BODY, Fault(drip=(step, 9)))
+        began = trio.current_time()
+        with pytest.raises(TimedOut, match=rf"sent only {4 * step} bytes in 30 s"):
+            await pulled(connection)
+        assert trio.current_time() - began == pytest.approx(30, abs=1)

@@ -269,6 +269,7 @@ async def test_absent_ones_and_refused_ones() -> None:
         (Phase.PULL, Fault(spoil=30), RemoteProtocolError),
         (Phase.PULL, STALL, TimedOut),
         (Phase.BODY, Fault(after=100, then="stall"), TimedOut),
+        (Phase.BODY, Fault(drip=(10, 9)), TimedOut),
         (Phase.BODY, Fault(spoil=40), CorruptBlob),
         (Phase.BODY, Fault(spoil=0), CorruptBlob),
         (Phase.PULL, Fault(lie=7), CorruptBlob),
@@ -294,6 +295,7 @@ async def test_a_large_one_that_breaks_hits_no_other(jumping_clock: MockClock) -
         (Fault(after=1 << 20, then="reset"), ConnectionBroken),
         (Fault(spoil=1 << 20), CorruptBlob),
         (Fault(after=1 << 20, then="stall"), TimedOut),
+        (Fault(drip=(1000, 9)), TimedOut),
     ):
         async with bad_server() as server:
             for content in contents:

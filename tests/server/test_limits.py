@@ -11,9 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from cafsfs.errors import StoreError, TimedOut
+from cafsfs.errors import StoreError
 from cafsfs.server import CafsServer, Limits
-from cafsfs.server.limits import Pace
 from tests.bad_server import pack
 from tests.packing.samples import zstd_bomb
 from tests.server.stand import (
@@ -207,18 +206,6 @@ async def test_log_of_a_million_bad_commands_is_short(tmp_path: Path) -> None:
         [session] = stand.server._sessions
         assert session.tally.refusals == 500
         assert len(session.tally.refused) == 3
-
-
-async def test_pace_is_averaged_over_the_stall(autojump_clock: MockClock) -> None:
-    pace = Pace(Limits(stall=10, rate=100))
-    pace.moved(1)
-    await trio.sleep(9.9)
-    pace.moved(1)  # not yet judged
-    await trio.sleep(0.2)
-    pace.moved(1100)
-    await trio.sleep(10)  # a new while has begun
-    with pytest.raises(TimedOut, match="only 999 bytes in 10 s"):
-        pace.moved(999)
 
 
 def test_a_server_needs_a_directory(tmp_path: Path) -> None:
