@@ -17,23 +17,22 @@ As a process, for what blocks (a mount): ``BadServerProcess``, or by hand
 from __future__ import annotations
 
 import enum
-import json
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import trio
 import zstandard
 from blake3 import blake3
+
+from tests.obeying import Obeying, obey
 
 MIB = 1 << 20
 _PIECE = 1 << 16  # bytes written at once
@@ -365,28 +364,12 @@ async def bad_server(**options: Any) -> AsyncIterator[BadServer]:
         nursery.cancel_scope.cancel()
 
 
-class BadServerProcess:
-    """A BadServer in a process of its own, for tests that block; ends with its ``with``.
-
-    It also ends when this process does: its standard input closes.
-    """
+class BadServerProcess(Obeying):
+    """A BadServer in a process of its own, for tests that block."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bad_server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent.parent,
-        )
-        self.port: int = self._answer()["port"]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.thaw()
-        self._process.communicate(timeout=10)
+        super().__init__("tests.bad_server")
+        self.port: int = self.first["port"]
 
     @property
     def address(self) -> str:
@@ -394,41 +377,23 @@ class BadServerProcess:
 
     def put(self, content: Path, how: str = "none", **packing: int) -> str:
         """Have the content of a file; returns its hash."""
-        return str(self._ask(do="put", path=str(content), how=how, **packing)["hash"])
+        return str(self.ask(do="put", path=str(content), how=how, **packing)["hash"])
 
     def fault(self, phase: Phase, fault: Fault, *, skip: int = 0, times: int | None = None) -> None:
         said = asdict(fault)
         if fault.instead is not None:
             said["instead"] = fault.instead.hex()
-        self._ask(do="fault", phase=phase.value, fault=said, skip=skip, times=times)
+        self.ask(do="fault", phase=phase.value, fault=said, skip=skip, times=times)
 
     def mend(self) -> None:
-        self._ask(do="mend")
+        self.ask(do="mend")
 
     def hang_up(self, *, reset: bool = False) -> None:
-        self._ask(do="hang_up", reset=reset)
+        self.ask(do="hang_up", reset=reset)
 
     def counts(self) -> dict[str, Any]:
         """``connections`` since the beginning, ``open`` now, ``commands`` by name, ``pulls``."""
-        return self._ask(do="counts")
-
-    def freeze(self) -> None:
-        """Stop the process: connections are accepted by the kernel, and nothing answers."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def _ask(self, **request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
+        return self.ask(do="counts")
 
 
 async def _obey(server: BadServer, request: dict[str, Any]) -> dict[str, Any]:
@@ -457,13 +422,8 @@ async def _obey(server: BadServer, request: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _main() -> None:
-    def tell(answer: dict[str, Any]) -> None:
-        print(json.dumps(answer), flush=True)
-
     async with bad_server() as server:
-        tell({"port": server.port})
-        while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
-            tell(await _obey(server, json.loads(line)))
+        await obey({"port": server.port}, partial(_obey, server))
 
 
 if __name__ == "__main__":
