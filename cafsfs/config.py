@@ -16,8 +16,16 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from cafsfs.client.groups import (
+    NamedServer,
+    closest,
+    complete,
+    parse_hosts,
+    parse_tables,
+    parse_zone,
+)
 from cafsfs.client.servers import Member, Server
 from cafsfs.errors import UsageError
 from cafsfs.store.budget import default_budget
@@ -47,7 +55,6 @@ _NO_ID = (1 << 32) - 1  # (uid_t) -1 is nobody's: it means "do not change"
 SYSTEM_FILE = Path("/etc/cafsfs/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 AUTHS = ("auto", "required")
-_ZONE = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it stands in a URI as it is
 
 
 # --- parsers: text in, value out; ValueError completes "it takes …"
@@ -144,13 +151,6 @@ def parse_auth(text: str) -> str:
     if text.lower() not in AUTHS:
         raise ValueError("one of " + ", ".join(AUTHS))
     return text.lower()
-
-
-def parse_zone(text: str) -> str:
-    """The name of a place where servers are."""
-    if not _ZONE.fullmatch(text):
-        raise ValueError("a name of up to 64 letters, digits, dots, dashes and underscores")
-    return text
 
 
 def parse_mirrors(text: str) -> tuple[str, ...]:
@@ -385,10 +385,14 @@ def option_names(*groups: type) -> dict[str, dataclasses.Field[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values that come from one place; keys with ``_``, values as text."""
+    """Values that come from one place; keys with ``_``, values as text.
+
+    ``servers`` are those that have a table in a TOML file.
+    """
 
     origin: str
     values: Mapping[str, str]
+    servers: tuple[NamedServer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,24 +489,28 @@ def _read_toml(path: Path) -> Layer:
             hint='text and sizes stand in quotes, as in cache-size = "20G"',
         ) from None
     known = {*option_names(*ALL_OPTIONS), *ARGUMENTS}
+    servers = parse_tables(read.pop("server", []), str(path), known)
     values = {}
     for key, value in read.items():
         name = key.replace("-", "_")
         if name not in known:
-            raise unknown_option(key, sorted(known), str(path))
+            raise unknown_option(key, sorted([*known, "[[server]]"]), str(path))
         values[name] = str(value).lower() if isinstance(value, bool) else str(value)
-    return Layer(str(path), values)
+    return Layer(str(path), values, servers)
+
+
+def server_tables(layers: Sequence[Layer]) -> Layer:
+    """The strongest layer that has tables of servers; one without any, if none has."""
+    return next((each for each in layers if each.servers), Layer("default", {}))
 
 
 def unknown_option(key: str, known: Sequence[str], origin: str) -> UsageError:
     """The error for a key that is no option; names the one that was probably meant."""
-    import difflib  # noqa: PLC0415  # 8 ms that only an error needs
-
-    close = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.7)
+    meant = closest(key.replace("-", "_"), known)
     return UsageError(
         f"`{key}` is not an option ({origin})",
-        hint=f"did you mean `{close[0].replace('_', '-')}`?"
-        if close
+        hint=f"did you mean `{meant.replace('_', '-')}`?"
+        if meant
         else "`cafsfs config show` lists the options",
     )
 
@@ -514,10 +522,13 @@ def unknown_option(key: str, known: Sequence[str], origin: str) -> UsageError:
 class StoreUri:
     """Which store: servers and the root they serve, or a directory on this machine.
 
-    ``text`` is the URI as it was given. ``root`` is what goes over the wire, with its slash.
+    ``text`` is the URI as it was given, ``named`` are the servers in it, ``members`` all that there
+    is to know of them, or of others where it names none. ``root`` is what goes over the wire, with
+    its slash.
     """
 
     text: str
+    named: tuple[NamedServer, ...]
     members: tuple[Member, ...]
     root: str
     directory: Path | None
@@ -530,26 +541,47 @@ class StoreUri:
 
 
 _URI_EXAMPLE = "as in cafs://host:2403/root, or file:///directory/of/roots/root"
+# RFC 3986, appendix B. Not urllib's urlsplit: that takes brackets of IPv6 at the start of a host
+# list only (since Python 3.11.4), and removes blanks and newlines without a word.
+_URI = re.compile(
+    r"(?:(?P<scheme>[^:/?#]+):)?(?://(?P<hosts>[^/?#]*))?(?P<path>[^?#]*)"
+    r"(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?",
+    re.DOTALL,
+)
+_CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 
 
-def parse_uri(text: str) -> StoreUri:
-    """Read ``cafs://host[:port][,…]/root[?key=value…]`` or ``file:///…/root``."""
+def parse_uri(text: str, tables: Sequence[NamedServer] = ()) -> StoreUri:
+    """Read ``cafs://host[:port][;zone=…][,…]/root[?key=value…]`` or ``file:///…/root``.
+
+    ``tables`` are servers that a TOML file names: they tell of servers in the URI what that does
+    not say, and where it names none they are the group. Raises UsageError.
+    """
+    parts = _URI.fullmatch(text)
+    if parts is None or _CONTROL.search(text):
+        raise UsageError(f"{text!a} is not a URI", hint=_URI_EXAMPLE)
     try:
-        parts = urlsplit(text)
-        root = unquote(parts.path, errors="strict")
+        root = unquote(parts["path"], errors="strict")
     except ValueError as error:
         raise UsageError(f"`{text}` is not a URI: {error}", hint=_URI_EXAMPLE) from None
-    if parts.scheme not in {"cafs", "file"}:
+    scheme = (parts["scheme"] or "").lower()
+    if scheme not in {"cafs", "file"}:
         raise UsageError(f"`{text}` is not the URI of a store", hint=_URI_EXAMPLE)
     if not root.strip("/"):
-        raise UsageError(f"`{text}` names no root", hint=_URI_EXAMPLE)
-    if parts.fragment:
+        raise UsageError(f"`{text}` names no root", hint=f"{_URI_EXAMPLE}{_quoting(text)}")
+    if parts["fragment"]:
         raise UsageError(f"`{text}` has a `#`", hint="write %23 for a # in a root's name")
-    layer = _uri_layer(parts.query)
-    if parts.scheme == "file":
-        return StoreUri(text, (), root, _directory(text, parts.netloc, root), layer)
-    members = tuple(Member(each) for each in _servers(text, parts.netloc, root))
-    return StoreUri(text, members, root, None, layer)
+    layer = _uri_layer(parts["query"] or "")
+    if scheme == "file":
+        return StoreUri(text, (), (), root, _directory(text, parts["hosts"] or "", root), layer)
+    _check_root(text, root)
+    named = _servers(text, parts["hosts"], listed=bool(tables))
+    return StoreUri(text, named, complete(named or tables, tables), root, None, layer)
+
+
+def _quoting(text: str) -> str:
+    """What a shell may have made of a URI with attributes."""
+    return "" if ";" in text else "; in a shell a URI with a `;` or `&` stands in quotes"
 
 
 def _directory(text: str, host: str, path: str) -> Path:
@@ -564,13 +596,22 @@ def _directory(text: str, host: str, path: str) -> Path:
     return Path(path)
 
 
-def _servers(text: str, hosts: str, root: str) -> tuple[Server, ...]:
+def _servers(text: str, hosts: str | None, *, listed: bool) -> tuple[NamedServer, ...]:
+    """Those in a URI; it need not name any if they are ``listed`` elsewhere."""
+    if hosts == "" and listed:  # cafs:///root
+        return ()
     if not hosts:
-        raise UsageError(f"`{text}` names no server", hint=_URI_EXAMPLE)
+        raise UsageError(
+            f"`{text}` names no server", hint=f"{_URI_EXAMPLE}; or list them in [[server]] tables"
+        )
     if "@" in hosts:
         raise UsageError(
             f"`{text}` names a user", hint="CAFS knows no users: leave out what is before the @"
         )
+    return parse_hosts(hosts)
+
+
+def _check_root(text: str, root: str) -> None:
     try:
         length = len(root.encode())
     except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
@@ -579,7 +620,6 @@ def _servers(text: str, hosts: str, root: str) -> tuple[Server, ...]:
         raise UsageError(
             f"the root of `{text}` has more than 255 bytes", hint="no server can be asked for it"
         )
-    return tuple(dict.fromkeys(Server.parse(each) for each in hosts.split(",")))
 
 
 def _uri_layer(query: str) -> Layer:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cafsfs import config
-from cafsfs.client.servers import Server
+from cafsfs.client.groups import NamedServer
+from cafsfs.client.servers import Member, Server
 from cafsfs.config import (
     ALL_OPTIONS,
     CacheOptions,
@@ -42,9 +43,9 @@ from cafsfs.config import (
     parse_text,
     parse_uri,
     parse_verify_first,
-    parse_zone,
     plain,
     resolve,
+    server_tables,
     toml_layers,
 )
 from cafsfs.errors import UsageError
@@ -101,7 +102,6 @@ Parse = Callable[[str], Any]
         (parse_bool, "0", False),
         (parse_level, "DEBUG", "debug"),
         (parse_auth, "Required", "required"),
-        (parse_zone, "eu-west.1_a", "eu-west.1_a"),
         (parse_mirrors, " http://h/{hash}  https://g/x ", ("http://h/{hash}", "https://g/x")),
         (parse_mirrors, "http://h/{hash} http://h/{hash}", ("http://h/{hash}",)),
         (parse_text, "a b", "a b"),
@@ -134,7 +134,6 @@ def test_what_parsers_take(parse: Parse, text: str, value: object) -> None:
         (parse_bool, ["yess", "2", "none", " "]),
         (parse_level, ["", "verbose", "warn"]),
         (parse_auth, ["", "optional", "none"]),
-        (parse_zone, ["", "a b", "a,b", "a;b", "ä", "z" * 65, "a=b"]),
         (parse_mirrors, ["", "  "]),
         (parse_text, ["", "a\0b"]),
         (parse_path, ["", "a\0b", "~nobody-of-this-name/x"]),
@@ -350,9 +349,33 @@ def test_files_that_are_not_there_are_not_missed(
     assert toml_layers(None) == []
 
 
+def test_the_strongest_file_that_has_tables_has_all_of_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = written(home / ".config/cafsfs/config.toml", "connections = 1\n")
+    system = written(home / "system.toml", '[[server]]\naddress = "a"\nzone = "eu"\n')
+    monkeypatch.setattr(config, "SYSTEM_FILE", system)
+    found = server_tables(toml_layers(None))
+    assert (found.origin, found.servers) == (str(system), (NamedServer(Server("a"), "eu"),))
+    written(user, '[[server]]\naddress = "b"\n')
+    found = server_tables(toml_layers(None))
+    assert (found.origin, found.servers) == (str(user), (NamedServer(Server("b")),))
+    written(user, "server = []\n")
+    assert server_tables(toml_layers(None)).origin == str(system)
+    assert server_tables([]).servers == ()
+
+
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
+        ('[[servers]]\naddress = "a"', "`servers` is not an option", "mean `[[server]]`?"),
+        ("[[server]]\nport = 1", "`port` is not an attribute of a server", "zone, priority and"),
+        ('[server]\naddress = "a"', "`server` is no list of tables", "[[server]], with two"),
+        (
+            '[[server]]\naddress = "a"\nuri = "cafs:///r"',
+            "`uri` is not an attribute of a server",
+            "above the first [[server]]",
+        ),
         ("cache-sise = 1", "`cache-sise` is not an option", "did you mean `cache-size`?"),
         ("[mount]\nuid = 1", "`mount` is not an option", "`cafsfs config show` lists"),
         ("frobnicate = 1", "`frobnicate` is not an option", "`cafsfs config show` lists"),
@@ -400,6 +423,8 @@ def test_a_value_of_a_wrong_kind_is_a_wrong_value(tmp_path: Path) -> None:
         ("cafs://h/a+b", [Server("h")], "/a+b"),
         ("cafs://h/r/", [Server("h")], "/r/"),
         ("cafs://h/" + "r" * 254, [Server("h")], "/" + "r" * 254),
+        ("cafs://h;zone=eu,[::1]:80;weight=2/r", [Server("h"), Server("::1", 80)], "/r"),
+        ("cafs://h/my root", [Server("h")], "/my root"),
     ],
 )
 def test_uris_of_servers(text: str, servers: list[Server], root: str) -> None:
@@ -455,7 +480,14 @@ def test_the_keys_of_a_uri_are_options() -> None:
         ("cafs://h:0/r", "`0` is not a port"),
         ("cafs://h:65536/r", "`65536` is not a port"),
         ("cafs://::1/r", "`::1` is not a server"),
-        ("cafs://[::1/r", "is not a URI"),
+        ("cafs://[::1/r", "`\\[::1` is not a server"),
+        ("cafs:///", "names no root"),
+        ("cafs:/r", "names no server"),
+        ("cafs://h/r\n", "^'cafs://h/r\\\\n' is not a URI"),
+        ("cafs://h\t/r", "is not a URI"),
+        ("cafs://h;zone/r", "`` is no zone of a server \\(URI\\)"),
+        ("cafs://h;zoen=eu/r", "`zoen` is not an attribute of a server"),
+        ("cafs://h;zone=eu,h/r", "`h:2403` is named twice"),
         ("cafs://me@h/r", "names a user"),
         ("cafs://h/r#s", "has a `#`"),
         ("cafs://h/%ff", "is not a URI"),
@@ -474,6 +506,48 @@ def test_every_refusal_of_a_uri_has_a_hint(text: str, message: str) -> None:
         parse_uri(text)
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+def test_the_servers_of_a_uri_have_a_place_in_its_group() -> None:
+    uri = parse_uri("cafs://a;zone=eu;priority=1,b:80;weight=2/r?zone=eu")
+    assert uri.members == (Member(Server("a"), "eu", 1), Member(Server("b", 80), weight=2.0))
+    assert uri.servers == (Server("a"), Server("b", 80))
+    assert uri.layer.values == {"zone": "eu"}
+
+
+TABLES = (NamedServer(Server("a"), "eu", 1), NamedServer(Server("c"), "us"))
+
+
+def test_a_uri_that_names_servers_has_exactly_those() -> None:
+    """Whatever stands in /etc: who names one host talks to no other."""
+    assert parse_uri("cafs://b/r", TABLES).members == (Member(Server("b")),)
+    assert parse_uri("cafs://b,A;zone=x/r", TABLES).members == (
+        Member(Server("b")),
+        Member(Server("A"), "x", 1),
+    )
+
+
+def test_a_uri_without_servers_has_those_of_the_tables() -> None:
+    uri = parse_uri("cafs:///r?connections=2", TABLES)
+    assert uri.members == (Member(Server("a"), "eu", 1), Member(Server("c"), "us"))
+    assert (uri.named, uri.root, uri.layer.values) == ((), "/r", {"connections": "2"})
+
+
+def test_a_directory_has_no_servers_whatever_the_tables() -> None:
+    assert parse_uri("file:///srv/r", TABLES).members == ()
+
+
+@pytest.mark.parametrize("text", ["cafs:///r", "cafs:/r", "cafs:r"])
+def test_without_servers_the_hint_tells_of_tables(text: str) -> None:
+    with pytest.raises(UsageError, match="names no server") as caught:
+        parse_uri(text)
+    assert "[[server]] tables" in (caught.value.hint or "")
+
+
+def test_what_a_shell_leaves_of_a_uri_without_quotes() -> None:
+    with pytest.raises(UsageError, match="names no root") as caught:
+        parse_uri("cafs://a")
+    assert "a URI with a `;` or `&` stands in quotes" in (caught.value.hint or "")
 
 
 @given(st.text(max_size=50) | st.text(max_size=40).map("cafs://h".__add__))

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from cafsfs.cli.options import QUIET, layers, with_options
-from cafsfs.cli.talk import complain, emit, run, start_logging
+from cafsfs.cli.options import QUIET, with_options
+from cafsfs.cli.talk import complain, emit, run
+from cafsfs.cli.target import Target, find_quietly
 from cafsfs.client.client import full_stats
 from cafsfs.compose import open_store
-from cafsfs.config import FOR_UPLOADS, LogOptions, StoreOptions, StoreUri, parse_uri, resolve
+from cafsfs.config import FOR_UPLOADS, LogOptions, StoreOptions
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError
 from cafsfs.store.contracts import BlobStat
@@ -40,9 +41,9 @@ def check(
     cafsfs check cafs://127.0.0.1/data HASH && echo it is there
     """
     digests = [Digest.parse(each) for each in hashes]
-    store_uri, options = _settings(uri, config, flags)
+    target = find_quietly(uri, config, flags)
     try:
-        missing = run(lambda: _find_missing(store_uri, options, digests))
+        missing = run(lambda: _find_missing(target, digests))
     except CafsError as error:
         complain(error)
         sys.exit(_NOBODY_COULD_TELL)
@@ -55,8 +56,8 @@ def check(
     sys.exit(_ABSENT if missing else 0)
 
 
-async def _find_missing(uri: StoreUri, options: StoreOptions, digests: list[Digest]) -> set[Digest]:
-    async with open_store(uri, options) as store:
+async def _find_missing(target: Target, digests: list[Digest]) -> set[Digest]:
+    async with open_store(target.uri, target.store) as store:
         return await store.find_missing(digests)
 
 
@@ -77,9 +78,9 @@ def stat(
     cafsfs stat --json cafs://127.0.0.1/data HASH HASH
     """
     digests = [Digest.parse(each) for each in hashes]
-    store_uri, options = _settings(uri, config, flags)
+    target = find_quietly(uri, config, flags)
     try:
-        found = run(lambda: _stat(store_uri, options, digests))
+        found = run(lambda: _stat(target, digests))
     except CafsError as error:
         complain(error)
         sys.exit(_NOBODY_COULD_TELL)
@@ -97,8 +98,8 @@ def stat(
     sys.exit(_ABSENT if any(isinstance(each, BlobNotFound) for each in found.values()) else 0)
 
 
-async def _stat(uri: StoreUri, options: StoreOptions, digests: list[Digest]) -> _Found:
-    async with open_store(uri, options) as store:
+async def _stat(target: Target, digests: list[Digest]) -> _Found:
+    async with open_store(target.uri, target.store) as store:
         found, failures = await full_stats(store, digests)
     return {**found, **failures}
 
@@ -129,12 +130,3 @@ def _as_line(digest: Digest, found: BlobStat | CafsError) -> str:
 
 def _compression(found: BlobStat) -> str | None:
     return None if found.compression is None else found.compression.name.lower()
-
-
-def _settings(
-    uri: str, config: Path | None, flags: dict[str, str | None]
-) -> tuple[StoreUri, StoreOptions]:
-    parsed = parse_uri(uri)
-    found = [*layers(flags, config, parsed.layer), QUIET]
-    start_logging(resolve(LogOptions, found))
-    return parsed, resolve(StoreOptions, found)

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import click
 
-from cafsfs.cli.options import argument, layers, with_options
+from cafsfs.cli.options import argument, with_options
 from cafsfs.cli.readiness import answers, is_dead, notify, wait_until_it_answers
 from cafsfs.cli.talk import flush_log, log_to_syslog, run_daemon, start_logging
+from cafsfs.cli.target import find_target
 from cafsfs.compose import MountPlan, run_mount
 from cafsfs.config import (
     FOR_UPLOADS,
@@ -32,8 +33,6 @@ from cafsfs.config import (
     parse_bool,
     parse_mount_options,
     parse_path,
-    parse_uri,
-    resolve,
 )
 from cafsfs.errors import MountError
 from cafsfs.fuse import mounts
@@ -86,17 +85,15 @@ def mount(
     given = arguments.layer.values
     if config is None and "config" in given:
         config = parse_path(given["config"])
-    found = layers(flags, config, arguments.layer)
-    store_uri = parse_uri(argument(uri, "uri", found))
-    found.insert(2, store_uri.layer)
-    point = mounts.canonical(argument(mountpoint, "mountpoint", found))
-    logs = resolve(LogOptions, found)
+    target = find_target(uri, config, flags, arguments.layer)
+    point = mounts.canonical(argument(mountpoint, "mountpoint", target.layers))
+    logs = target.resolve(LogOptions)
     plan = MountPlan(
-        uri=store_uri,
+        uri=target.uri,
         point=point,
-        store=resolve(StoreOptions, found),
-        cache=resolve(CacheOptions, found),
-        mount=resolve(MountOptions, found),
+        store=target.store,
+        cache=target.resolve(CacheOptions),
+        mount=target.resolve(MountOptions),
         kernel_options=arguments.kernel,
     )
     if not background_child:

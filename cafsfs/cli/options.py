@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,7 +99,7 @@ def layers(flags: Mapping[str, str | None], config: Path | None, *between: Layer
     ]
 
 
-def argument(given: str | None, name: str, found: list[Layer]) -> str:
+def argument(given: str | None, name: str, found: Sequence[Layer]) -> str:
     """A positional argument, or the key of that name in a TOML file."""
     if given is not None:
         return given

@@ -14,9 +14,10 @@ import click
 import trio
 
 from cafsfs.cli.hashes import given_digests, with_hashes
-from cafsfs.cli.options import QUIET, layers, with_options
+from cafsfs.cli.options import QUIET, with_options
 from cafsfs.cli.progress import Progress
-from cafsfs.cli.talk import blobs, complain, emit, readable, run, start_logging
+from cafsfs.cli.talk import blobs, complain, emit, readable, run
+from cafsfs.cli.target import find_quietly
 from cafsfs.compose import (
     Prefetching,
     is_cache,
@@ -29,15 +30,12 @@ from cafsfs.compose import (
 from cafsfs.config import (
     FOR_UPLOADS,
     CacheOptions,
-    Layer,
     LogOptions,
     StoreOptions,
     StoreUri,
     explain,
     parse_count,
     parse_size,
-    parse_uri,
-    resolve,
 )
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError, StoreError, Unavailable, Unreachable, UsageError
@@ -139,15 +137,13 @@ def make_order(
     pin: bool,
 ) -> Order:
     """From what the user has written; starts logging."""
-    parsed = parse_uri(uri)
-    found: list[Layer] = [*layers(flags, config, parsed.layer), QUIET]
-    start_logging(resolve(LogOptions, found))
-    store = resolve(StoreOptions, found)
-    if explain(StoreOptions, found)["connections"].origin == "default":
+    target = find_quietly(uri, config, flags)
+    store = target.store
+    if explain(StoreOptions, target.layers)["connections"].origin == "default":
         store = replace(store, connections=jobs)
-    cache = resolve(CacheOptions, found)
+    cache = target.resolve(CacheOptions)
     return Order(
-        uri=parsed, store=store, cache=cache, digests=digests, jobs=jobs, rate=rate, pin=pin
+        uri=target.uri, store=store, cache=cache, digests=digests, jobs=jobs, rate=rate, pin=pin
     )
 
 

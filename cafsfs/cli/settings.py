@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,22 @@ import click
 
 from cafsfs.cli.options import layers, with_options
 from cafsfs.cli.talk import emit
+from cafsfs.cli.target import find_target
+from cafsfs.client.groups import complete, describe
+from cafsfs.client.servers import Member
 from cafsfs.config import (
     ALL_OPTIONS,
     ARGUMENTS,
     Layer,
     Setting,
+    StoreUri,
     explain,
     option_names,
     parse_mount_options,
     parse_path,
     parse_text,
-    parse_uri,
     plain,
+    server_tables,
 )
 from cafsfs.store.cache.bounds import Amount
 
@@ -49,6 +54,7 @@ def show(
     In the order of their strength: flags, -o, the keys of URI, CAFSFS_* variables, TOML
     (--config FILE, else ~/.config/cafsfs/config.toml and /etc/cafsfs/config.toml), defaults. An
     option has one name everywhere: --cache-size, CAFSFS_CACHE_SIZE, and in TOML or -o cache-size.
+    With URI, or [[server]] tables in TOML, it prints the servers, too.
 
     \b
     CAFSFS_CACHE_SIZE=5G cafsfs config show
@@ -57,23 +63,57 @@ def show(
     arguments = parse_mount_options(mount_options)
     if config is None and "config" in arguments.layer.values:
         config = parse_path(arguments.layer.values["config"])
-    found = layers(flags, config, arguments.layer)
+    found: Sequence[Layer] = layers(flags, config, arguments.layer)
     settings = _arguments(uri, found)
+    tables = server_tables(found)
+    servers = [Setting(each, tables.origin) for each in complete(tables.servers, ())]
     if "uri" in settings:
-        found.insert(2, parse_uri(settings["uri"].value).layer)
+        target = find_target(settings["uri"].value, config, flags, arguments.layer)
+        servers = _servers(target.uri, tables)
+        found = target.layers
+    options: dict[str, Setting[Any]] = {}
     for group in ALL_OPTIONS:
-        settings |= explain(group, found)
+        options |= explain(group, found)
     if as_json:
         values = {
-            name.replace("_", "-"): {"value": _for_json(setting.value), "origin": setting.origin}
-            for name, setting in settings.items()
+            **_values_for_json(settings),
+            **_servers_for_json(servers),
+            **_values_for_json(options),
         }
         emit(json.dumps(values, indent=2) + "\n")
     else:
-        emit(_table(settings))
+        rows = [("server", describe(each.value), each.origin) for each in servers]
+        emit(_table([*_rows(settings), *rows, *_rows(options)]))
 
 
-def _arguments(uri: str | None, found: list[Layer]) -> dict[str, Setting[Any]]:
+def _servers(uri: StoreUri, tables: Layer) -> list[Setting[Member]]:
+    """The group of a URI, and who says so: a table adds what the URI does not say."""
+    if not uri.named:
+        return [Setting(each, tables.origin) for each in uri.members]
+    alone = complete(uri.named, ())
+    return [
+        Setting(member, "URI" if member == said else f"URI, {tables.origin}")
+        for member, said in zip(uri.members, alone, strict=True)
+    ]
+
+
+def _servers_for_json(servers: list[Setting[Member]]) -> dict[str, object]:
+    if not servers:
+        return {}
+    values = [
+        {
+            "address": str(each.value.server),
+            "zone": each.value.zone,
+            "priority": each.value.priority,
+            "weight": each.value.weight,
+            "origin": each.origin,
+        }
+        for each in servers
+    ]
+    return {"servers": {"value": values, "origin": servers[0].origin.partition(",")[0]}}
+
+
+def _arguments(uri: str | None, found: Sequence[Layer]) -> dict[str, Setting[Any]]:
     """The arguments of commands that stand in a TOML file, and the URI that was given."""
     given = [Layer("argument", {"uri": uri})] if uri is not None else []
     return {
@@ -84,9 +124,9 @@ def _arguments(uri: str | None, found: list[Layer]) -> dict[str, Setting[Any]]:
     }
 
 
-def _table(settings: dict[str, Setting[Any]]) -> str:
+def _rows(settings: dict[str, Setting[Any]]) -> list[tuple[str, str, str]]:
     options = option_names(*ALL_OPTIONS)
-    rows = [
+    return [
         (
             name.replace("_", "-"),
             plain(
@@ -96,10 +136,20 @@ def _table(settings: dict[str, Setting[Any]]) -> str:
         )
         for name, setting in settings.items()
     ]
+
+
+def _table(rows: list[tuple[str, str, str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "".join(
         f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}\n" for name, value, origin in rows
     )
+
+
+def _values_for_json(settings: dict[str, Setting[Any]]) -> dict[str, object]:
+    return {
+        name.replace("_", "-"): {"value": _for_json(setting.value), "origin": setting.origin}
+        for name, setting in settings.items()
+    }
 
 
 def _for_json(value: object) -> object:

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import IO, Self
@@ -16,9 +15,10 @@ from typing import IO, Self
 import click
 import trio
 
-from cafsfs.cli.options import QUIET, layers, with_options
+from cafsfs.cli.options import QUIET, with_options
 from cafsfs.cli.progress import Progress
-from cafsfs.cli.talk import complain, emit, run, start_logging
+from cafsfs.cli.talk import complain, emit, run
+from cafsfs.cli.target import Target, find_quietly
 from cafsfs.compose import open_store
 from cafsfs.config import (
     FOR_DOWNLOADS,
@@ -26,8 +26,6 @@ from cafsfs.config import (
     LogOptions,
     StoreOptions,
     StoreUri,
-    parse_uri,
-    resolve,
 )
 from cafsfs.digest import Digest
 from cafsfs.errors import (
@@ -48,23 +46,8 @@ _PIECE = 1 << 20  # bytes of ``cat`` at once
 _COMPRESSIONS = [each.name.lower() for each in Compression]
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where a command transfers to or from, and how."""
-
-    uri: StoreUri
-    options: StoreOptions
-
-
-def _target(uri: str, config: Path | None, flags: dict[str, str | None]) -> _Target:
-    parsed = parse_uri(uri)
-    found = [*layers(flags, config, parsed.layer), QUIET]
-    start_logging(resolve(LogOptions, found))
-    return _Target(parsed, resolve(StoreOptions, found))
-
-
 @contextmanager
-def _advice(target: _Target) -> Iterator[None]:
+def _advice(target: Target) -> Iterator[None]:
     """Say of an absent blob what else may be wrong."""
     try:
         yield
@@ -107,7 +90,7 @@ def put(
     cafsfs put cafs://127.0.0.1/data FILE
     cafsfs put --compression zstd cafs://127.0.0.1/data DIRECTORY > SUMS
     """
-    target = _target(uri, config, flags)
+    target = find_quietly(uri, config, flags)
     files = list(_walk(paths))
     failed = run(lambda: _put(target, files, Compression[compression.upper()]))
     if failed:
@@ -143,10 +126,10 @@ def _may_be_file(path: Path) -> bool:
         return error.errno not in {errno.ENOENT, errno.ELOOP}  # links that lead nowhere
 
 
-async def _put(target: _Target, files: list[Path], compression: Compression) -> int:
+async def _put(target: Target, files: list[Path], compression: Compression) -> int:
     """Upload, printing in the order of ``files``; returns how many failed."""
     waiting = iter(enumerate(files))
-    limiter = trio.CapacityLimiter(target.options.connections)
+    limiter = trio.CapacityLimiter(target.store.connections)
 
     async def work(store: ContentStore, progress: Progress, report: _Report) -> None:
         for index, path in waiting:
@@ -158,10 +141,10 @@ async def _put(target: _Target, files: list[Path], compression: Compression) -> 
             except CafsError as error:
                 report.failed(index, _about_file(path, error, target.uri))
 
-    async with open_store(target.uri, target.options, compression=compression) as store:
+    async with open_store(target.uri, target.store, compression=compression) as store:
         with Progress(sum(map(_size, files))) as progress, _Report(progress) as report:
             async with trio.open_nursery() as nursery:
-                for _ in range(min(target.options.connections, len(files))):
+                for _ in range(min(target.store.connections, len(files))):
                     nursery.start_soon(work, store, progress, report)
     return report.failures
 
@@ -298,7 +281,7 @@ def get(
     cafsfs get cafs://127.0.0.1/data HASH -o FILE
     """
     digest = Digest.parse(blob)
-    target = _target(uri, config, flags)
+    target = find_quietly(uri, config, flags)
     path = Path(digest.hex) if output is None else output
     if os.path.isdir(path):
         raise UsageError(f"`{path}` is a directory", hint=f"name a file: -o {path / digest.hex}")
@@ -310,9 +293,9 @@ def get(
         run(lambda: _get(target, digest, path))
 
 
-async def _get(target: _Target, digest: Digest, path: Path) -> None:
+async def _get(target: Target, digest: Digest, path: Path) -> None:
     limiter = trio.CapacityLimiter(1)
-    async with open_store(target.uri, target.options) as store:
+    async with open_store(target.uri, target.store) as store:
         with Progress(None) as progress:
             try:
                 await pull_to_file(store, digest, path, limiter=limiter, on_write=progress.advance)
@@ -336,13 +319,13 @@ def cat(uri: str, blob: str, config: Path | None, **flags: str | None) -> None:
     cafsfs cat cafs://127.0.0.1/data HASH | less
     """
     digest = Digest.parse(blob)
-    target = _target(uri, config, flags)
+    target = find_quietly(uri, config, flags)
     with _advice(target), _spool(target, digest) as spool:
         while piece := spool.read(_PIECE):
             emit(piece)
 
 
-def _spool(target: _Target, digest: Digest) -> IO[bytes]:
+def _spool(target: Target, digest: Digest) -> IO[bytes]:
     """A file without a name that holds the content of a blob, verified, from its start on."""
     try:
         spool = tempfile.TemporaryFile(prefix="cafsfs-")  # noqa: SIM115  # the caller closes it
@@ -358,6 +341,6 @@ def _spool(target: _Target, digest: Digest) -> IO[bytes]:
     return spool
 
 
-async def _pull(target: _Target, digest: Digest, descriptor: int) -> None:
-    async with open_store(target.uri, target.options) as store:
+async def _pull(target: Target, digest: Digest, descriptor: int) -> None:
+    async with open_store(target.uri, target.store) as store:
         await store.pull(digest, FileSink(descriptor))

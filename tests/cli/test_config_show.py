@@ -89,3 +89,67 @@ def test_a_file_in_a_home_that_is_closed_is_not_missed(open_directory: Path) -> 
     home = open_directory / "home"
     home.mkdir(mode=0o700)
     run("config", "show", env={"HOME": str(home)}, nobody=True).ok()
+
+
+TABLES = """
+zone = "eu"
+secret-file = "/etc/cafsfs/secret"
+[[server]]
+address = "a"
+zone = "eu"
+priority = 1
+[[server]]
+address = "[::1]:80"
+weight = 0.5
+"""
+
+
+def servers(text: str) -> list[tuple[str, str]]:
+    """What is shown of each server, and its origin."""
+    lines = (line.split(maxsplit=2) for line in text.splitlines())
+    return [(value, origin) for name, value, origin in lines if name == "server"]
+
+
+def test_the_group_of_a_file_is_shown(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(TABLES)
+    for uri in ([], ["cafs:///r"]):
+        done = run("config", "show", "--config", str(file), *uri).ok()
+        assert servers(done.text) == [
+            ("a:2403;zone=eu;priority=1", str(file)),
+            ("[::1]:80;weight=0.5", str(file)),
+        ]
+        assert rows(done.text)["zone"] == ("eu", str(file))
+        assert rows(done.text)["secret-file"] == ("/etc/cafsfs/secret", str(file))
+
+
+def test_the_group_of_a_uri_is_shown_and_what_a_file_adds_to_it(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(TABLES)
+    uri = "cafs://b,a;zone=us/r?zone=us"
+    done = run("config", "show", "--config", str(file), uri).ok()
+    assert servers(done.text) == [
+        ("b:2403", "URI"),
+        ("a:2403;zone=us;priority=1", f"URI, {file}"),
+    ]
+    assert rows(done.text)["zone"] == ("us", "URI")
+    shown = json.loads(run("config", "show", "--json", "--config", str(file), uri).ok().text)
+    assert shown["servers"] == {
+        "origin": "URI",
+        "value": [
+            {"address": "b:2403", "zone": None, "priority": 0, "weight": 1.0, "origin": "URI"},
+            {
+                "address": "a:2403",
+                "zone": "us",
+                "priority": 1,
+                "weight": 1.0,
+                "origin": f"URI, {file}",
+            },
+        ],
+    }
+
+
+def test_a_directory_shows_no_servers(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(TABLES)
+    assert servers(run("config", "show", "--config", str(file), "file:///srv/r").ok().text) == []
