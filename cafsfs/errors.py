@@ -15,6 +15,7 @@
     ├── CorruptBlob           bytes that are not the blob: wrong hash, bad packing, wrong length
     ├── RangeError            a range that lies outside the blob
     ├── ServerRefused         the server answered with an error of its own
+    ├── AuthenticationFailed  server and client do not prove to each other that they know a secret
     ├── ProtocolError
     │   ├── LocalProtocolError   our bug: the state machine was asked for what it must not do
     │   └── RemoteProtocolError  the peer's: close the connection
@@ -106,6 +107,14 @@ class RangeError(CafsError):
 
 class ServerRefused(CafsError):
     """The server answered ``ERIO`` or ``ERBD``; the connection may still be in step."""
+
+
+class AuthenticationFailed(CafsError):
+    """Server and client do not prove to each other that they know the same secret.
+
+    Or one of them demands it, and the other does not offer it. Asking this server again is of no
+    use until somebody has changed something; another server may be right.
+    """
 
 
 class ProtocolError(CafsError):

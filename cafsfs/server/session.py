@@ -33,6 +33,7 @@ from cafsfs.wire import (
     Aborted,
     Absent,
     Accepted,
+    Authenticate,
     BadRequest,
     Check,
     Command,
@@ -114,10 +115,9 @@ class Session:
         event = await self._next()
         if isinstance(event, PeerClosed):
             return
+        if isinstance(event, Authenticate):  # deployed servers without a secret say nothing either
+            raise RemoteProtocolError("client asks for authentication, there is no secret")
         if isinstance(event, Version) and event.version != _VERSION:
-            if event.version == 2:
-                # Deployed servers without a secret close without a word.
-                raise RemoteProtocolError("client asks for authentication, there is no secret")
             await self._send(BadRequest())
             raise RemoteProtocolError(f"client asks for version {event.version:03d}")
         await self._send(Accepted())

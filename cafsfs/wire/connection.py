@@ -30,22 +30,28 @@ from cafsfs.wire.messages import (
     END_OF_CHUNKS,
     GREETING_LENGTH,
     GREETING_PREFIX,
+    HELLO_LENGTH,
     KEY_LENGTH,
     MAX_LENGTH,
+    ONES,
     TAG_LENGTH,
     Aborted,
     Absent,
     Accepted,
     Answer,
+    Authenticate,
     BadRequest,
     Check,
+    ClientProof,
     Command,
     Data,
     EndOfBody,
     Event,
     FileError,
+    GoesOnPlain,
     Greeting,
     Have,
+    Hello,
     Measure,
     Message,
     PackedLength,
@@ -53,9 +59,12 @@ from cafsfs.wire.messages import (
     Pull,
     Push,
     Root,
+    ServerProof,
+    StaysEncrypted,
     Stream,
     Take,
     Version,
+    WrongClock,
     decode_key,
 )
 from cafsfs.wire.states import FOLLOWS, MAY_CLOSE, START, TABLE, Role, State, fits
@@ -84,6 +93,8 @@ _COMMAND_LENGTHS = {  # bytes, tag included
 _SIZE_LENGTH = TAG_LENGTH + 8
 _TAKE_LENGTH = TAG_LENGTH + KEY_LENGTH + 12
 _VERSION_LENGTH = TAG_LENGTH + 3
+_PAGE_LENGTH = 8
+_CLOCK_LENGTH = 8
 
 
 class Connection:
@@ -231,8 +242,13 @@ class Connection:
             raise
         return event
 
-    def _closed(self) -> PeerClosed:
+    def _closed(self) -> PeerClosed | BadRequest:
         peer, state = self.role.peer, self.peer_state
+        if state is State.HELLO and peer is Role.SERVER and self._left == _REFUSED:
+            # Else it would be the beginning of a hello, which may be any bytes.
+            self._left = b""
+            self._move(peer, BadRequest())
+            return BadRequest()
         if self._left:
             raise RemoteProtocolError(f"{peer.value} closed in the middle of a message")
         if state not in MAY_CLOSE:
@@ -384,14 +400,18 @@ class Connection:
         if not expected.startswith(start[: len(expected)]):
             raise RemoteProtocolError(f"{complaint}: it begins with {start!r}")
 
-    def _parse_version(self) -> Version | None:
-        data = self._take(_VERSION_LENGTH)
+    def _parse_version(self) -> Version | Authenticate | None:
+        data = self._peek(_VERSION_LENGTH)
         if data is None:
             self._check_prefix(b"VERS", "not a CAFS client")
             return None
         number = data[TAG_LENGTH:]
         if not data.startswith(b"VERS") or not _is_number(number):
             raise RemoteProtocolError(f"not a version: {data!r}")
+        if number == b"002":
+            data = self._take(_VERSION_LENGTH + _PAGE_LENGTH)
+            return None if data is None else Authenticate(_number(data[_VERSION_LENGTH:]))
+        self._skip(_VERSION_LENGTH)
         return Version(int(number))
 
     def _parse_verdict(self) -> Accepted | BadRequest | None:
@@ -403,6 +423,26 @@ class Connection:
         if tag == b"ERBD":
             return BadRequest()
         raise RemoteProtocolError(f"the version is answered with {tag!r}")
+
+    def _parse_hello(self) -> Hello | None:
+        data = self._take(HELLO_LENGTH)
+        return None if data is None else Hello(data)
+
+    def _parse_proof(self) -> ClientProof | ServerProof | None:
+        """Any bytes, from a peer who does not know the secret: whoever hears them looks."""
+        if self.role is Role.CLIENT:
+            padding = self._take(len(ONES))
+            return None if padding is None else ServerProof(padding)
+        data = self._take(_CLOCK_LENGTH + len(ONES))
+        if data is None:
+            return None
+        return ClientProof(_number(data[:_CLOCK_LENGTH]), data[_CLOCK_LENGTH:])
+
+    def _parse_admission(self) -> StaysEncrypted | GoesOnPlain | WrongClock | None:
+        tag = self._take(TAG_LENGTH)
+        if tag is None or tag in _ADMISSIONS:
+            return None if tag is None else _ADMISSIONS[tag]
+        raise RemoteProtocolError(f"the authentication is answered with {tag!r}")
 
     def _parse_root(self) -> Root | None:
         length = self._left[0] if self._left else self._view[0]
@@ -458,11 +498,23 @@ _SHORT_ANSWERS: dict[bytes, Have | Absent | FileError | BadRequest] = {
     b"ERBD": BadRequest(),
 }
 
+_ADMISSIONS: dict[bytes, StaysEncrypted | GoesOnPlain | WrongClock] = {
+    b"HAVE": StaysEncrypted(),
+    b"NONE": GoesOnPlain(),
+    b"ERIO": WrongClock(),
+}
+_REFUSED = BadRequest().encode()
+
 _PARSERS = {
     State.GREETING: Connection._parse_greeting,
     State.VERSION: Connection._parse_version,
     State.VERDICT: Connection._parse_verdict,
     State.ROOT: Connection._parse_root,
+    State.HELLO: Connection._parse_hello,
+    State.PROOF: Connection._parse_proof,
+    State.PROVEN: Connection._parse_admission,
+    State.SEALED_ROOT: Connection._parse_root,
+    State.ADMISSION: Connection._parse_admission,
     State.COMMAND: Connection._parse_command,
     State.ANSWER: Connection._parse_answer,
 }

@@ -1,6 +1,7 @@
 """What the two sides say to each other, and how each message looks on the wire.
 
-Source: protocol page, sections 1 to 3. Integers are little endian.
+Source: protocol page, sections 1 to 4. Integers are little endian. Which of them are encrypted is
+not known here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ CHUNK_PREFIX_LENGTH = 2  # bytes
 END_OF_CHUNKS = (0).to_bytes(CHUNK_PREFIX_LENGTH, "little")
 ABORT_OF_CHUNKS = (65535).to_bytes(CHUNK_PREFIX_LENGTH, "little")
 
+ONES = b"\xff" * 8  # what a proof of the secret decrypts to
+HELLO_LENGTH = 41  # bytes: a compressed point, and eight random ones
+
 _MAX_VERSION = 999  # three digits
+_AUTHENTICATED = 2  # the version that is asked for together with a page
 _MAX_U64 = (1 << 64) - 1
 
 
@@ -63,6 +68,40 @@ class BadRequest:
 @dataclass(frozen=True, slots=True)
 class FileError:
     """``ERIO``: a file error, a range outside the blob, an upload refused or aborted."""
+
+    def encode(self) -> bytes:
+        return b"ERIO"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProof:
+    """The server knows the secret if these are ONES."""
+
+    padding: bytes = ONES
+
+    def encode(self) -> bytes:
+        return self.padding
+
+
+@dataclass(frozen=True, slots=True)
+class StaysEncrypted:
+    """``HAVE``: authenticated, and encryption goes on."""
+
+    def encode(self) -> bytes:
+        return b"HAVE"
+
+
+@dataclass(frozen=True, slots=True)
+class GoesOnPlain:
+    """``NONE``: authenticated, and everything after this is not encrypted."""
+
+    def encode(self) -> bytes:
+        return b"NONE"
+
+
+@dataclass(frozen=True, slots=True)
+class WrongClock:
+    """``ERIO``: the client knows the secret, but its clock is too far off; the server closes."""
 
     def encode(self) -> bytes:
         return b"ERIO"
@@ -122,15 +161,44 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """The version that the client wants to speak."""
+    """The version that the client wants to speak; any but the one that Authenticate asks for."""
 
     version: int
 
     def __post_init__(self) -> None:
         _require("version", self.version, _MAX_VERSION)
+        if self.version == _AUTHENTICATED:
+            raise LocalProtocolError("version 002 is asked for with a page")
 
     def encode(self) -> bytes:
         return b"VERS%03d" % self.version
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticate:
+    """``VERS 002``: version 002 is wanted, with the one-time password of this page."""
+
+    page: int
+
+    def __post_init__(self) -> None:
+        _require("page", self.page, _MAX_U64)
+
+    def encode(self) -> bytes:
+        return b"VERS%03d" % _AUTHENTICATED + self.page.to_bytes(8, "little")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientProof:
+    """The client's clock, in seconds since 1970; it knows the secret if ``padding`` is ONES."""
+
+    seconds: int
+    padding: bytes = ONES
+
+    def __post_init__(self) -> None:
+        _require("seconds", self.seconds, _MAX_U64)
+
+    def encode(self) -> bytes:
+        return self.seconds.to_bytes(8, "little") + self.padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +279,23 @@ class Stream:
         return b"STRM" + encode_key(self.digest)
 
 
+# --- said by both
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A public key and some random bytes, encrypted with the one-time password; see Handshake."""
+
+    sealed: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.sealed) != HELLO_LENGTH:
+            raise LocalProtocolError(f"a hello has {HELLO_LENGTH} bytes, not {len(self.sealed)}")
+
+    def encode(self) -> bytes:
+        return self.sealed
+
+
 # --- bodies, in both directions
 
 
@@ -244,7 +329,19 @@ class PeerClosed:
 
 Command = Check | Measure | Pull | Push | Stream
 Answer = Have | Absent | PackedLength | Take | FileError | BadRequest
-Message = Greeting | Accepted | Version | Root | Command | Answer
+Admission = ServerProof | StaysEncrypted | GoesOnPlain | WrongClock
+Message = (
+    Greeting
+    | Accepted
+    | Version
+    | Authenticate
+    | Hello
+    | ClientProof
+    | Admission
+    | Root
+    | Command
+    | Answer
+)
 Event = Message | Data | EndOfBody | Aborted | PeerClosed
 
 

@@ -9,6 +9,15 @@ speak).
     server:  GREETING ─greeting→ SILENT ─VERS→ VERDICT ─accepted→ ANSWER ⇄ BODY
 
 The client may send its root before it has read the verdict, so its half does not wait for that.
+With version 002 it waits, as it cannot know what will be encrypted:
+
+    client:  … VERSION ─VERS 002→ HELLO ─hello→ SILENT ─its hello→ PROOF ─clock→ SILENT
+             ─its proof→ SEALED_ROOT ─root→ SILENT ─verdict→ COMMAND …
+    server:  … SILENT ─its hello→ HELLO ─hello→ SILENT ─its clock→ PROOF ─proof→ PROVEN
+             ─root→ ADMISSION ─verdict→ ANSWER …
+
+From the hellos on the bytes are encrypted; the owner of the socket sees to that, and where nothing
+more may have come yet than what was parsed.
 Answers come in the order of the commands; ``ANSWERS`` and ``fits`` say which answer fits which
 command.
 """
@@ -21,22 +30,29 @@ from cafsfs.wire.messages import (
     Aborted,
     Absent,
     Accepted,
+    Authenticate,
     BadRequest,
     Check,
+    ClientProof,
     Command,
     EndOfBody,
     Event,
     FileError,
+    GoesOnPlain,
     Greeting,
     Have,
+    Hello,
     Measure,
     PackedLength,
     Pull,
     Push,
     Root,
+    ServerProof,
+    StaysEncrypted,
     Stream,
     Take,
     Version,
+    WrongClock,
 )
 
 
@@ -61,6 +77,11 @@ class State(enum.Enum):
     VERSION = enum.auto()
     VERDICT = enum.auto()
     ROOT = enum.auto()
+    HELLO = enum.auto()  # from here on only with version 002
+    PROOF = enum.auto()
+    PROVEN = enum.auto()  # it may complain of the client's clock, else it waits for the root
+    SEALED_ROOT = enum.auto()
+    ADMISSION = enum.auto()  # up to here
     COMMAND = enum.auto()
     ANSWER = enum.auto()
     BODY = enum.auto()  # as many bytes as were announced
@@ -77,7 +98,10 @@ START = {Role.CLIENT: State.SILENT, Role.SERVER: State.GREETING}
 # counted. EndOfBody is no message after PUSH and TAKE, but the same step.
 TABLE: dict[Role, dict[State, dict[type, State]]] = {
     Role.CLIENT: {
-        State.VERSION: {Version: State.ROOT},
+        State.VERSION: {Version: State.ROOT, Authenticate: State.HELLO},
+        State.HELLO: {Hello: State.SILENT},
+        State.PROOF: {ClientProof: State.SILENT},
+        State.SEALED_ROOT: {Root: State.SILENT},
         State.ROOT: {Root: State.COMMAND},
         State.COMMAND: {
             Check: State.COMMAND,
@@ -92,6 +116,14 @@ TABLE: dict[Role, dict[State, dict[type, State]]] = {
     Role.SERVER: {
         State.GREETING: {Greeting: State.SILENT},
         State.VERDICT: {Accepted: State.ANSWER, BadRequest: State.CLOSED},
+        State.HELLO: {Hello: State.SILENT, BadRequest: State.CLOSED},
+        State.PROOF: {ServerProof: State.PROVEN},
+        State.PROVEN: {WrongClock: State.CLOSED},
+        State.ADMISSION: {
+            StaysEncrypted: State.ANSWER,
+            GoesOnPlain: State.ANSWER,
+            WrongClock: State.CLOSED,
+        },
         State.ANSWER: {
             Have: State.ANSWER,
             Absent: State.ANSWER,
@@ -109,13 +141,25 @@ TABLE: dict[Role, dict[State, dict[type, State]]] = {
 # that is under way beside it.
 FOLLOWS: dict[Role, dict[State, dict[type, State]]] = {
     Role.CLIENT: {
-        State.SILENT: {Greeting: State.VERSION},
+        State.SILENT: {
+            Greeting: State.VERSION,
+            Hello: State.PROOF,
+            ServerProof: State.SEALED_ROOT,
+            StaysEncrypted: State.COMMAND,
+            GoesOnPlain: State.COMMAND,
+            WrongClock: State.CLOSED,
+            BadRequest: State.CLOSED,
+        },
+        State.SEALED_ROOT: {WrongClock: State.CLOSED},
         State.ROOT: {BadRequest: State.CLOSED},
         State.COMMAND: {BadRequest: State.CLOSED},
         State.BODY: {BadRequest: State.CLOSED},
         State.CHUNKS: {BadRequest: State.CLOSED},
     },
-    Role.SERVER: {State.SILENT: {Version: State.VERDICT}},
+    Role.SERVER: {
+        State.SILENT: {Version: State.VERDICT, Hello: State.HELLO, ClientProof: State.PROOF},
+        State.PROVEN: {Root: State.ADMISSION},
+    },
 }
 
 # Where a half may close the connection: before or between commands, or after ERBD.

@@ -79,7 +79,10 @@ async def test_a_client_cannot_write_a_line_of_its_own(
     [
         (b"", "closed"),
         (b"VERS000", "RemoteProtocolError: client asks for version 000"),
-        (b"VERS002", "RemoteProtocolError: client asks for authentication, there is no secret"),
+        (
+            b"VERS002" + bytes(8),
+            "RemoteProtocolError: client asks for authentication, there is no secret",
+        ),
         (b"GET / HTTP", r"RemoteProtocolError: not a version: b'GET / H'"),
         (b"VERS001\x05/ro", "RemoteProtocolError: client closed in the middle of a message"),
     ],

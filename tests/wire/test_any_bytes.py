@@ -13,6 +13,7 @@ from cafsfs.errors import RemoteProtocolError
 from cafsfs.wire import (
     Aborted,
     Absent,
+    Authenticate,
     Check,
     Command,
     Connection,
@@ -20,6 +21,7 @@ from cafsfs.wire import (
     FileError,
     Greeting,
     Have,
+    Hello,
     Measure,
     PackedLength,
     Pull,
@@ -56,8 +58,18 @@ lengths = st.one_of(st.integers(0, 40), st.sampled_from([1 << 62, 1 << 63, (1 <<
 fragments = st.one_of(
     st.binary(max_size=60),
     st.sampled_from(
-        [GREETING, GREETING[:-1], b"VERS001", b"VERS002", b"\x02/r", b"\xff", b"blake3"]
+        [
+            GREETING,
+            GREETING[:-1],
+            b"VERS001",
+            b"VERS002",
+            b"VERS002" + bytes(8),
+            b"\x02/r",
+            b"\xff",
+            b"blake3",
+        ]
     ),
+    st.sampled_from([b"VERS002" + bytes(8), bytes(41), b"\xff" * 8]),
     st.sampled_from([b"NONE", b"HAVE", b"ERIO", b"ERBD", b"SIZE", b"TAKE", b"\0\0", b"\xff\xff"]),
     st.sampled_from([b"CHCK" + KEY, b"SIZE" + KEY, b"STRM" + KEY, b"SIZE" + bytes(8)]),
     st.builds(lambda n: b"PUSH" + KEY + n.to_bytes(8, "little"), lengths),
@@ -100,10 +112,23 @@ def greeted(role: Role) -> Connection:
     return conn
 
 
+def authenticating(role: Role) -> Connection:
+    """In the middle of the handshake of version 002."""
+    conn = Connection(role)
+    if role is CLIENT:
+        feed(conn, Greeting(2).encode())
+        say(conn, Authenticate(7), Hello(bytes(41)))
+    else:
+        conn.send(Greeting(2))
+        feed(conn, Authenticate(7).encode() + bytes(41))
+        conn.send(Hello(bytes(41)))
+    return conn
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from(Role),
-    st.sampled_from([Connection, greeted, shaken, busy]),
+    st.sampled_from([Connection, greeted, authenticating, shaken, busy]),
     inputs,
     slices,
 )
@@ -129,7 +154,7 @@ def test_any_bytes(
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(Role),
-    st.sampled_from([Connection, greeted, shaken, busy]),
+    st.sampled_from([Connection, greeted, authenticating, shaken, busy]),
     inputs,
     slices,
 )

@@ -11,15 +11,19 @@ from cafsfs.wire import (
     Aborted,
     Absent,
     Accepted,
+    Authenticate,
     BadRequest,
     Check,
+    ClientProof,
     Command,
     Connection,
     Data,
     EndOfBody,
     FileError,
+    GoesOnPlain,
     Greeting,
     Have,
+    Hello,
     Measure,
     Message,
     PackedLength,
@@ -28,10 +32,13 @@ from cafsfs.wire import (
     Push,
     Role,
     Root,
+    ServerProof,
     State,
+    StaysEncrypted,
     Stream,
     Take,
     Version,
+    WrongClock,
 )
 from cafsfs.wire.states import ANSWERS, FOLLOWS, START, TABLE, fits
 from tests.wire.driving import (
@@ -57,12 +64,19 @@ MESSAGES: dict[type, Message | EndOfBody | Aborted] = {
         Greeting(1),
         Accepted(),
         BadRequest(),
+        Hello(bytes(41)),
+        ServerProof(),
+        WrongClock(),
+        StaysEncrypted(),
+        GoesOnPlain(),
         FileError(),
         Have(),
         Absent(),
         PackedLength(5),
         Take(ONE, 5, 0),
         Version(1),
+        Authenticate(7),
+        ClientProof(8),
         Root(b"/r"),
         Check(ONE),
         Measure(ONE),
@@ -100,6 +114,30 @@ def _pass(conn: Connection, speaker: Role, *messages: Message) -> None:
             assert feed(conn, message.encode())[0] == message
 
 
+# Version 002 step by step; before each, the states of client and server.
+AUTHENTICATION: list[tuple[State, State, Role, Message]] = [
+    (State.VERSION, State.SILENT, CLIENT, Authenticate(7)),
+    (State.HELLO, State.SILENT, CLIENT, Hello(b"c" * 41)),
+    (State.SILENT, State.HELLO, SERVER, Hello(b"s" * 41)),
+    (State.PROOF, State.SILENT, CLIENT, ClientProof(8)),
+    (State.SILENT, State.PROOF, SERVER, ServerProof()),
+    (State.SEALED_ROOT, State.PROVEN, CLIENT, Root(b"/r")),
+    (State.SILENT, State.ADMISSION, SERVER, StaysEncrypted()),
+]
+
+
+def _authenticating(role: Role, half: Role, state: State) -> Connection:
+    """A connection of version 002, on the way to where ``half`` is in ``state``."""
+    conn = Connection(role)
+    _pass(conn, SERVER, Greeting(2))
+    for client, server, speaker, message in AUTHENTICATION:
+        assert conn.peer_state is (server if role is CLIENT else client)
+        if state is (client if half is CLIENT else server) and state is not State.SILENT:
+            return conn
+        _pass(conn, speaker, message)
+    raise AssertionError(f"{half} is never in {state}")
+
+
 def _after(role: Role, *commands: Command) -> Connection:
     conn = shaken(role)
     _pass(conn, CLIENT, *commands)
@@ -122,6 +160,9 @@ REACH: dict[tuple[Role, State], Callable[[Role], Connection]] = {
     (CLIENT, State.SILENT): Connection,
     (CLIENT, State.VERSION): lambda role: _hello(role, State.VERSION),
     (CLIENT, State.ROOT): lambda role: _hello(role, State.ROOT),
+    (CLIENT, State.HELLO): lambda role: _authenticating(role, CLIENT, State.HELLO),
+    (CLIENT, State.PROOF): lambda role: _authenticating(role, CLIENT, State.PROOF),
+    (CLIENT, State.SEALED_ROOT): lambda role: _authenticating(role, CLIENT, State.SEALED_ROOT),
     (CLIENT, State.COMMAND): shaken,
     (CLIENT, State.BODY): lambda role: _after(role, Push(ONE, 5)),
     (CLIENT, State.CHUNKS): lambda role: _after(role, Stream(ONE)),
@@ -129,6 +170,10 @@ REACH: dict[tuple[Role, State], Callable[[Role], Connection]] = {
     (SERVER, State.GREETING): Connection,
     (SERVER, State.SILENT): lambda role: _hello(role, State.VERSION),
     (SERVER, State.VERDICT): lambda role: _hello(role, State.VERDICT),
+    (SERVER, State.HELLO): lambda role: _authenticating(role, SERVER, State.HELLO),
+    (SERVER, State.PROOF): lambda role: _authenticating(role, SERVER, State.PROOF),
+    (SERVER, State.PROVEN): lambda role: _authenticating(role, SERVER, State.PROVEN),
+    (SERVER, State.ADMISSION): lambda role: _authenticating(role, SERVER, State.ADMISSION),
     (SERVER, State.ANSWER): shaken,
     (SERVER, State.BODY): _taking,
     (SERVER, State.CLOSED): _refused,
@@ -173,7 +218,8 @@ def test_sending_what_the_table_does_not_have(half: Role, state: State, kind: ty
 
 def _distinct(half: Role, state: State, kind: type) -> bool:
     """Whether no message allowed in ``state`` looks like one of ``kind``."""
-    if state in {State.ROOT, State.BODY, State.CHUNKS}:
+    anything = {State.ROOT, State.SEALED_ROOT, State.BODY, State.CHUNKS, State.HELLO, State.PROOF}
+    if state in anything:
         return False  # any bytes may come
     allowed = {MESSAGES[other].encode() for other in TABLE[half].get(state, {})}
     return MESSAGES[kind].encode() not in allowed
