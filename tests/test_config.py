@@ -523,7 +523,7 @@ def test_a_uri_that_names_servers_has_exactly_those() -> None:
     assert parse_uri("cafs://b/r", TABLES).members == (Member(Server("b")),)
     assert parse_uri("cafs://b,A;zone=x/r", TABLES).members == (
         Member(Server("b")),
-        Member(Server("A"), "x", 1),
+        Member(Server("a"), "x", 1),
     )
 
 

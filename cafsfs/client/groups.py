@@ -6,7 +6,6 @@ server, each after a ``;``. A table has the same names as keys, and ``address`` 
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,11 +31,6 @@ class NamedServer:
     zone: str | None = None
     priority: int | None = None
     weight: float | None = None
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """The same for each way to write the name of a host."""
-        return self.server.host.lower(), self.server.port
 
     def __str__(self) -> str:
         place = str(self.server)
@@ -192,8 +186,8 @@ def _text(key: str, value: object, origin: str) -> str:
 
 def complete(named: Sequence[NamedServer], tables: Sequence[NamedServer]) -> tuple[Member, ...]:
     """The group of those that are named; what is not said of one, its table says."""
-    known = {each.key: each for each in tables}
-    return tuple(_member(each, known.get(each.key, each)) for each in named)
+    known = {each.server: each for each in tables}
+    return tuple(_member(each, known.get(each.server, each)) for each in named)
 
 
 def _member(named: NamedServer, table: NamedServer) -> Member:
@@ -220,10 +214,9 @@ def describe(member: Member) -> str:
 
 def _once(servers: Iterable[NamedServer], origin: str) -> tuple[NamedServer, ...]:
     """Each server once; raises UsageError where the same is said to be in two places."""
-    found: dict[tuple[str, int], NamedServer] = {}
+    found: dict[Server, NamedServer] = {}
     for each in servers:
-        first = found.setdefault(each.key, each)
-        if dataclasses.replace(each, server=first.server) != first:
+        if found.setdefault(each.server, each) != each:
             raise UsageError(
                 f"`{each.server}` is named twice, with different attributes ({origin})",
                 hint="name it once",

@@ -32,12 +32,14 @@ class Server:
                 f"`{text}` is not a server",
                 hint="a server is `host`, `host:port` or `[IPv6 address]:port`",
             )
+        host, percent, scope = found["host"].partition("%")
+        host = f"{host.lower()}{percent}{scope}"  # which blobs it gets goes by its name
         port = found["port"]
         if port is None:
-            return cls(found["host"])
+            return cls(host)
         if not (_NUMBER.fullmatch(port) and 0 < int(port) < 1 << 16):
             raise UsageError(f"`{port}` is not a port", hint="a port is a number from 1 to 65535")
-        return cls(found["host"], int(port))
+        return cls(host, int(port))
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -10,6 +10,8 @@ from cafsfs.errors import UsageError
 GOOD = {
     "cafs1": Server("cafs1", DEFAULT_PORT),
     "cafs1.example.com:1": Server("cafs1.example.com", 1),
+    "CAFS1.Example.com": Server("cafs1.example.com", DEFAULT_PORT),
+    "[FE80::A%Eth0]": Server("fe80::a%Eth0", DEFAULT_PORT),
     "10.0.0.2:65535": Server("10.0.0.2", 65535),
     "[::1]": Server("::1", DEFAULT_PORT),
     "[fe80::1%eth0]:2404": Server("fe80::1%eth0", 2404),
