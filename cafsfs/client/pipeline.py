@@ -8,11 +8,13 @@ An error hits its own blob only. Where a connection fails, the blob that was due
 if it had been pulled alone; those behind it, which the server had hardly begun, are asked for again
 on another connection. Each failed connection so costs one blob, and the batch comes to its end.
 After wrong bytes nothing more that a connection says is believed, but for bodies that verify.
-Where no connection can be made, or a fresh one says nothing until its deadline, one more would cost
-the same time again: with the last connection's end all that is left fails.
+Where no connection can be made, or a fresh one says nothing until its deadline, or hardly anything
+after another had to be given up as late, one more would cost the same time again: with the last
+connection's end all that is left fails.
 
 No PULL is preceded by SIZE, which would cost the server and us half as much again: only where an
 answer is late is its blob measured, to know whether the server may still be reading it from disk.
+Where not even that is answered the server is frozen, and no further connection is tried.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from cafsfs.client.connection import RemoteBody, ServerConnection
+from cafsfs.client.connection import ANSWERS_TOGETHER, RemoteBody, ServerConnection
 from cafsfs.client.pool import Pool
 from cafsfs.client.resuming import ResumingBody
 from cafsfs.client.servers import Deadlines
@@ -62,6 +64,7 @@ WINDOW = 256
 AHEAD = 4 << 20  # bytes of bodies that are asked for ahead, as far as their sizes can be guessed
 LARGE = 256 << 10  # bytes; a longer body is streamed, not taken whole
 _BUFFER = 2 * LARGE  # bytes of each connection; what one receive brings is one lot
+_GLANCE = 0.1  # seconds for what has come already
 _GUESS = 4 << 10  # bytes; the length of a blob, before the first has come
 
 
@@ -83,12 +86,12 @@ class Source:
 class Batch(ABC, Generic[K]):
     """What one server is to be asked, over several connections.
 
-    ``answer``: seconds that an answer may take.
+    ``together``: so many answers are late, all of them, after ``source.deadlines.question``.
     """
 
-    def __init__(self, source: Source, wanted: Sequence[K], *, answer: float) -> None:
+    def __init__(self, source: Source, wanted: Sequence[K], *, together: int) -> None:
         self.source = source
-        self.answer = answer
+        self.together = together
         self.failures: Failures[K] = {}
         self._waiting = deque(wanted)
         self._unsettled = len(wanted)
@@ -96,6 +99,7 @@ class Batch(ABC, Generic[K]):
         self._idle = trio.CancelScope()  # around those who wait for a connection
         self._guess = float(_GUESS)
         self._given_up: CafsError | None = None
+        self._late = False  # a connection has been, already
 
     @abstractmethod
     def command(self, each: K) -> Pull | Measure:
@@ -113,10 +117,13 @@ class Batch(ABC, Generic[K]):
         raise LocalProtocolError(f"nobody has asked for {each}, or for {body}")
 
     async def patience(self, each: K) -> float:
-        """Seconds in all that the answer may take that is late already."""
+        """Seconds in all that the answer may take that is late already.
+
+        Raises TimedOut where the server gives no sign of life at all.
+        """
         del each
         await trio.lowlevel.checkpoint()
-        return self.answer
+        return self.source.deadlines.question
 
     async def run(self, connections: int) -> Failures[K]:
         """Ask for all, over up to so many connections at once; returns what failed."""
@@ -176,7 +183,7 @@ class Batch(ABC, Generic[K]):
 
     async def _use(self, connection: ServerConnection) -> bool:
         """Pull over ``connection`` until nothing waits; False if a further one is not worth it."""
-        stale = connection.uses > 0
+        stale, late = connection.uses > 0, self._late
         conversation = Conversation(self, connection)
         try:
             await conversation.run()
@@ -189,9 +196,12 @@ class Batch(ABC, Generic[K]):
             if not spared and not conversation.doubtful:
                 self.settle(1, {asked.popleft(): error})
             self.give_back(asked)
-            if isinstance(error, TimedOut) and not conversation.heard:
-                self._given_up = error
-                return False
+            if isinstance(error, TimedOut):
+                self._late = True
+                hopeless = late and conversation.answered < WINDOW
+                if conversation.frozen or hopeless or not conversation.heard:
+                    self._given_up = error
+                    return False
         except BaseException:
             connection.close()
             raise
@@ -202,7 +212,7 @@ class PullBatch(Batch[Wanted]):
     """Blobs that ``taker`` takes."""
 
     def __init__(self, source: Source, wanted: Sequence[Wanted], taker: PackedTaker) -> None:
-        super().__init__(source, wanted, answer=source.deadlines.answer)
+        super().__init__(source, wanted, together=1)
         self._taker = taker
 
     def command(self, each: Wanted) -> Pull:
@@ -219,10 +229,13 @@ class PullBatch(Batch[Wanted]):
 
     async def patience(self, each: Wanted) -> float:
         """Perhaps the server is still reading a large blob: only its length tells."""
-        with suppress(CafsError):
+        try:
             length = await self.source.measure(each.digest)
-            return self.source.deadlines.for_pull(length)
-        return self.answer
+        except TimedOut:
+            raise
+        except CafsError:  # perhaps it lets no further connection in
+            length = 0
+        return self.source.deadlines.for_pull(length)
 
 
 class SizeBatch(Batch[Digest]):
@@ -231,7 +244,7 @@ class SizeBatch(Batch[Digest]):
     def __init__(
         self, source: Source, digests: Sequence[Digest], told: Callable[[Digest, int], object]
     ) -> None:
-        super().__init__(source, digests, answer=source.deadlines.question)
+        super().__init__(source, digests, together=ANSWERS_TOGETHER)
         self._told = told
 
     def command(self, each: Digest) -> Measure:
@@ -258,9 +271,12 @@ class Conversation(Generic[K]):
         self._body: tuple[int, int] | None = None  # of a small blob: where it begins, and ends
         self._pace = self._deadlines.pace()  # of that body
         self._lot: list[tuple[K, memoryview | int | CafsError]] = []
-        self._since = trio.current_time()  # the end of the last answer
+        self._since = trio.current_time()  # the end of the last answer, or of so many together
+        self._together = 0  # answers since then
         self.asked: deque[K] = deque()  # the first is the next to be answered
         self.heard = False  # anything at all
+        self.answered = 0
+        self.frozen = False  # the whole server
         self.doubtful = False  # it has sent wrong bytes
         self.outlived = False  # by its last body, which went on over another connection
 
@@ -290,15 +306,19 @@ class Conversation(Generic[K]):
 
     async def _await_answer(self, buffer: memoryview) -> int:
         """All of an answer comes within its deadline, counted from the end of the one before."""
+        with suppress(TimedOut):
+            return await self._receive_by(buffer, self._since + self._deadlines.question)
+        patience = 0.0
         try:
-            return await self._receive_by(buffer, self._since + self._batch.answer)
-        except TimedOut:
             patience = await self._batch.patience(self.asked[0])
-        try:
-            return await self._receive_by(buffer, self._since + patience)
         except TimedOut:
-            name = self._batch.source.name
-            raise TimedOut(f"{name} gave no answer within {patience:g} s") from None
+            self.frozen = True
+        try:  # what has come meanwhile is in time
+            due = max(self._since + patience, trio.current_time() + _GLANCE)
+            return await self._receive_by(buffer, due)
+        except TimedOut:
+            name, seconds = self._batch.source.name, trio.current_time() - self._since
+            raise TimedOut(f"{name} gave no answer within {seconds:.0f} s") from None
 
     async def _receive_by(self, buffer: memoryview, due: float) -> int:
         return await self._connection.receive(buffer, max(0.0, due - trio.current_time()))
@@ -322,6 +342,7 @@ class Conversation(Generic[K]):
     async def _take_large(self, take: Take) -> None:
         went_on = await self._batch.take_body(self.asked[0], self._connection.body(take))
         self.asked.popleft()
+        self.answered += 1
         self._since = trio.current_time()
         self._batch.settle(1, {})
         if went_on:
@@ -331,7 +352,6 @@ class Conversation(Generic[K]):
     def _parse(self) -> Take | None:
         """Collect whole answers in the lot, until all is parsed (None) or a large body begins."""
         connection, asked, lot = self._connection, self.asked, self._lot
-        now = trio.current_time()
         while (event := connection.next_event()) is not NEED_DATA:
             if isinstance(event, Take):
                 self._batch.saw(event.length)
@@ -358,7 +378,6 @@ class Conversation(Generic[K]):
                 lot.append((asked.popleft(), error))
             elif not isinstance(event, Data):
                 raise connection.unexpected(event)
-            self._since = now
         return None
 
     async def _hand_over(self) -> None:
@@ -367,8 +386,13 @@ class Conversation(Generic[K]):
             return
         lot, self._lot = self._lot, []
         answers = [(each, said) for each, said in lot if not isinstance(said, CafsError)]
+        came = trio.current_time()
         failures = await self._batch.hand_over(answers) if answers else {}
-        self._since = trio.current_time()  # what came while nobody listened is not late
+        self._since += trio.current_time() - came  # what came while nobody listened is not late
+        self.answered += len(lot)
+        self._together += len(lot)
+        if self._together >= self._batch.together:
+            self._since, self._together = trio.current_time(), 0
         wrong: CorruptBlob | None = None
         again: list[K] = []
         for each, said in lot:

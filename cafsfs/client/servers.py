@@ -68,10 +68,10 @@ class Deadlines:
     ``connect`` covers name resolution, connecting and the greeting. ``answer`` is the time to the
     last byte of an answer (without the body that may follow it); an answer to PULL gets one second
     more for each ``disk_rate`` bytes of packed length, for deployed servers read the whole blob
-    before they answer (protocol page, section 3.4). ``question`` is the same for SIZE and CHCK,
-    which cost a server nothing. ``progress`` is what a body may take for each
-    ``progress`` × ``rate`` bytes, in either direction, so that one byte now and then does not keep
-    anybody waiting for ever; only waiting for the server counts.
+    before they answer (protocol page, section 3.4). ``question`` is the same for SIZE, CHCK and the
+    header of a blob on a server with sound ranges, which cost a server nothing. ``progress`` is
+    what a body may take for each ``progress`` × ``rate`` bytes, in either direction, so that one
+    byte now and then does not keep anybody waiting for ever; only waiting for the server counts.
     """
 
     connect: float = 5.0

@@ -399,6 +399,42 @@ async def test_a_server_that_says_nothing_is_waited_for_once(jumping_clock: Mock
         assert trio.current_time() - began < 40
 
 
+async def test_a_server_that_freezes_costs_a_batch_one_deadline(jumping_clock: MockClock) -> None:
+    """Not one for each connection, window or blob, nor that of a blob which is read from disk."""
+    async with bad_server() as server:
+        for content in CONTENTS:
+            server.put(content)
+        server.fault(Phase.PULL, STALL, skip=7)
+        server.fault(Phase.GREETING, STALL, skip=2)
+        began = trio.current_time()
+        found = await pull_all(server, connections=2)
+        assert failed(found) == dict.fromkeys(failed(found), TimedOut)
+        assert len(failed(found)) == len(CONTENTS) - 7
+        assert trio.current_time() - began == pytest.approx(5 + 5, abs=1)
+        await wait_all_tasks_blocked(0.01)
+        assert server.open == 0
+
+
+async def test_a_server_that_lets_nobody_else_in_may_still_answer(jumping_clock: MockClock) -> None:
+    content = bytes(1000)
+    async with bad_server() as server:
+        server.put(content)
+        server.fault(Phase.GREETING, RESET, skip=1)
+        server.fault(Phase.PULL, Fault(drip=(40, 10)), times=1)
+        assert failed(await pull_all(server, [content])) == {}
+
+
+async def test_an_answer_that_comes_while_nobody_greets_is_in_time(
+    jumping_clock: MockClock,
+) -> None:
+    content = bytes(1000)
+    async with bad_server() as server:
+        server.put(content)
+        server.fault(Phase.GREETING, STALL, skip=1)
+        server.fault(Phase.PULL, Fault(drip=(30, 4)), times=1)  # the last of it after 8 s
+        assert failed(await pull_all(server, [content])) == {}
+
+
 async def test_a_server_that_may_be_reading_from_disk_is_waited_for(
     jumping_clock: MockClock,
 ) -> None:
@@ -490,6 +526,23 @@ async def test_an_error_hits_its_own_size_only(jumping_clock: MockClock) -> None
                 names[6]: error,
             }
             assert server.connections == 1 + more
+
+
+@pytest.mark.parametrize("pause", [0.2, 1.0])
+async def test_sizes_that_drip_are_not_waited_for(pause: float, jumping_clock: MockClock) -> None:
+    """Twenty answers have the deadline of one."""
+    names = [digest_of(b"%d" % number) for number in range(100)]
+    async with bad_server() as server, remote_of(server.port, connections=1) as remote:
+        server.fault(Phase.SIZE, Fault(drip=(4, pause)))
+        began = trio.current_time()
+        failures = await remote.inspect_many(names, lambda *_: None)
+        absent = [each for each in failures.values() if isinstance(each, BlobNotFound)]
+        if pause < 0.25:
+            assert len(absent) == 100
+            assert trio.current_time() - began == pytest.approx(20, abs=1)
+        else:
+            assert len(absent) < 20
+            assert trio.current_time() - began == pytest.approx(5 + 5, abs=1)
 
 
 async def test_wrong_bytes_of_a_blob_that_only_a_pull_measures() -> None:
