@@ -97,7 +97,7 @@ class FaultProxy:
         self.host = host
         self.port = 0
         self.connections = 0  # since the beginning
-        self.struck: Counter[str] = Counter()  # faults, by phase
+        self.struck: Counter[str] = Counter()  # faults that have happened, by phase
         self.mended = trio.Event()
         self._script: dict[Phase, list[_Scripted]] = {phase: [] for phase in Phase}
         self._open: set[_Conversation] = set()
@@ -114,7 +114,7 @@ class FaultProxy:
 
     @property
     def stuck(self) -> int:
-        """Those of them that will not get on by themselves."""
+        """Those of them that a fault holds up; not those that ``vanish`` has hit as well."""
         return sum(each.is_stuck for each in self._open)
 
     def fault(self, phase: Phase, fault: Fault, *, times: int | None = None) -> None:
@@ -131,9 +131,12 @@ class FaultProxy:
                 continue
             if scripted.times is not None:
                 scripted.times -= 1
-            self.struck[phase.value] += 1
             return scripted.fault
         return _NONE
+
+    def note(self, phase: Phase) -> None:
+        """A fault has happened."""
+        self.struck[phase.value] += 1
 
     def mend(self) -> None:
         """Forget all faults, listen, and let go on what was stalled."""
@@ -183,7 +186,7 @@ class FaultProxy:
 
     async def _accept(self, door: trio.socket.SocketType) -> None:
         with suppress(trio.ClosedResourceError):
-            while True:
+            while door.fileno() >= 0:  # it may be closed before this has begun
                 client, _ = await door.accept()
                 self.connections += 1
                 self._nursery.start_soon(self._converse, _Conversation(self, client))
@@ -209,15 +212,11 @@ class _Conversation:
 
     def __init__(self, proxy: FaultProxy, client: trio.socket.SocketType) -> None:
         self.is_lost = False
-        self._stalled = 0  # directions, of which there are two
+        self.is_stuck = False  # because of a fault of its own
         self._proxy = proxy
         self._client = client
         self._server = trio.socket.socket()
         self._scope = trio.CancelScope()
-
-    @property
-    def is_stuck(self) -> bool:
-        return self.is_lost or self._stalled > 0
 
     def end(self, *, reset: bool) -> None:
         """Let ``run`` close both connections."""
@@ -228,10 +227,14 @@ class _Conversation:
 
     async def run(self) -> None:
         """Forward until one side leaves."""
+        for sock in (self._client, self._server):  # no delay but those that were told
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._client, self._server, self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._notice_leaving)
                 fault = self._proxy.strike(Phase.CONNECT)
+                if fault is not _NONE:
+                    self._proxy.note(Phase.CONNECT)
                 await trio.sleep(fault.delay)
                 if fault.then is not None:
                     await self._break(fault.then)
@@ -262,8 +265,9 @@ class _Conversation:
             while data := await source.recv(_PIECE):
                 for phase, part in split(data):
                     if phase is not None:
-                        passing = _Passing(self._proxy.strike(phase))
-                        await trio.sleep(passing.fault.delay)
+                        fault = self._proxy.strike(phase)
+                        passing = _Passing(fault, partial(self._proxy.note, phase))
+                        await trio.sleep(fault.delay)
                     await self._pass(passing, part, sink)
             self.end(reset=False)
         except OSError:  # what happens to one of the two connections happens to the other
@@ -289,11 +293,11 @@ class _Conversation:
 
     async def _break(self, how: Ending) -> None:
         """Returns when the connection goes on, or what goes on is of no use."""
+        self.is_stuck = True
         match how:
             case "stall":
-                self._stalled += 1
                 await self._proxy.mended.wait()
-                self._stalled -= 1
+                self.is_stuck = False
             case "black-hole":
                 self.is_lost = True
             case "vanish":
@@ -306,12 +310,15 @@ class _Conversation:
 
 
 class _Passing:
-    """What a fault does to the bytes of its phase, as they pass."""
+    """What a fault does to the bytes of its phase, as they pass; ``note`` is called if it does."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: Fault, note: Callable[[], object] = lambda: None) -> None:
         self.fault = fault
+        self._note = note
         self._at = 0
         self._is_whole = True  # ``then`` has not happened
+        if fault.delay or fault.drip:
+            note()
 
     def cut(self, part: bytes) -> tuple[bytes, bytes | None]:
         """What passes before ``then`` happens and what is behind it; None if it does not."""
@@ -320,6 +327,7 @@ class _Passing:
         if self.fault.then is None or not self._is_whole or self._at < self.fault.after:
             return part, None
         self._is_whole = False
+        self._note()
         cut = self.fault.after - begin
         return part[:cut], part[cut:]
 
@@ -333,6 +341,7 @@ class _Passing:
             first += -(-(begin - first) // step) * step
         for at in range(first, self._at, step):
             spoilt[at - begin] ^= 0xFF
+            self._note()
         return bytes(spoilt)
 
 

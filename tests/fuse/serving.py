@@ -78,18 +78,16 @@ class Roots:
 
 
 class Served:
-    """``cafsfs serve`` as a process."""
+    """``cafsfs serve`` as a process; ended at the end of ``with``.
 
-    def __init__(self, roots: Roots, log: Path) -> None:
+    It listens on a free port of ``host``, and on the same one when it is started again.
+    """
+
+    def __init__(self, roots: Roots, log: Path, *, host: str = "127.0.0.1") -> None:
+        self.roots = roots
         self._log = log
-        self._log.touch()
-        self._process = Process(
-            *LEASHED, *CAFSFS, "serve", roots.directory, "--listen", "127.0.0.1:0", log=log
-        )
-        eventually(lambda: " serving " in log.read_text(), what="the server listens")
-        found = re.search(r" on (127\.0\.0\.1:\d+)", log.read_text())
-        assert found
-        self.address = found[1]
+        self.address = f"{host}:0"
+        self.start()
 
     def __enter__(self) -> Self:
         return self
@@ -101,6 +99,24 @@ class Served:
     @property
     def uri(self) -> str:
         return f"cafs://{self.address}{ROOT}"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        """Returns when it listens."""
+        self._log.write_text("")
+        serve = (*CAFSFS, "serve", self.roots.directory, "--listen", self.address)
+        self._process = Process(*LEASHED, *serve, log=self._log)
+        eventually(lambda: " serving " in self._log.read_text(), what="the server listens")
+        found = re.search(r" on (127\.[0-9.]+:\d+)", self._log.read_text())
+        assert found, self._log.read_text()
+        self.address = found[1]
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone."""
+        self._process.end()
 
     def freeze(self) -> None:
         self._process.signal(signal.SIGSTOP)
