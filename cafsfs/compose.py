@@ -1,7 +1,7 @@
 """The only place where objects are put together.
 
 The stack of a mount, as it reads aloud: a ReadCachingStore of a DiskCache over a SeededStore of
-a seed and a FailFastStore of a FallbackStore of, for each server, a RetryingStore of an
+a seed and a RoutingStore (``client/network.py``) of, for each server, a RetryingStore of an
 UnpackingStore of a RemoteStore. For ``file:///…`` the lower half is an UnpackingStore of a
 LocalRoot; without ``--cache-seed`` there is no seed.
 """
@@ -15,14 +15,14 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from cafsfs.client.remote import RemoteStore
+from cafsfs.client.network import WORKERS, Network, NetworkOptions
 from cafsfs.client.servers import Deadlines
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, StoreUri
 from cafsfs.control import ask_all, serve_control
@@ -36,13 +36,12 @@ from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.upkeep import open_disk_cache
 from cafsfs.store.content_directory import open_seed
 from cafsfs.store.contracts import ContentStore
-from cafsfs.store.fail_fast import FailFastStore
-from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.gathering import GatheringStore
 from cafsfs.store.local_root import LocalRoot
 from cafsfs.store.pacing import PacingStore
 from cafsfs.store.read_caching import ReadCachingStore
-from cafsfs.store.retrying import RetryingStore
+from cafsfs.store.router import Outage
+from cafsfs.store.routing import RoutingStore
 from cafsfs.store.seeded import SeededStore
 from cafsfs.store.unpacking import UnpackingStore
 from cafsfs.store.watched import WatchedStore
@@ -50,7 +49,6 @@ from cafsfs.vfs.filesystem import FileSystem, VfsOptions
 
 log = logging.getLogger(__name__)
 
-_WORKERS = 4  # threads that hash, unpack and write; two cores are busy with two
 # A connection that breaks in the middle is worth one more try at once; a server that is really
 # down refuses the second, and the next server is asked.
 _ATTEMPTS = 2
@@ -66,18 +64,19 @@ async def open_store(
     options: StoreOptions,
     *,
     compression: Compression = Compression.NONE,
+    replicas: int = 1,
     parking: trio.Nursery | None = None,
     reserve: int = 0,
     deadlines: Deadlines | None = None,
     budget: MemoryBudget | None = None,
 ) -> AsyncIterator[ContentStore]:
-    """The content behind a URI; ``compression`` is for uploads.
+    """The content behind a URI; ``compression`` and ``replicas`` are for uploads.
 
     ``budget`` is the one of other stores, where there are any that pull at the same time.
     With ``parking``, as a mount wants it, it fails at once while no server can be reached; see
     RemoteStore on the rest. Raises StoreError for a directory that is not there.
     """
-    limiter = trio.CapacityLimiter(_WORKERS)
+    limiter = trio.CapacityLimiter(WORKERS)
     budget = budget or MemoryBudget(options.memory)
     if uri.directory is not None:
         if not await trio.to_thread.run_sync(os.path.isdir, uri.directory, limiter=limiter):
@@ -87,28 +86,30 @@ async def open_store(
         root = LocalRoot(uri.directory, limiter=limiter)
         yield UnpackingStore(root, limiter=limiter, compression=compression, budget=budget)
         return
-    remotes = [
-        RemoteStore(
-            server,
-            uri.root,
+    network = Network(
+        uri.members,
+        uri.root,
+        options=NetworkOptions(
             connections=options.connections,
             reserve=reserve,
-            parking=parking,
+            attempts=_ATTEMPTS,
             deadlines=deadlines or _deadlines(options),
-        )
-        for server in uri.servers
-    ]
+            zone=options.zone,
+            slow_rate=options.slow_rate,
+        ),
+        limiter=limiter,
+        budget=budget,
+        parking=parking,
+    )
     try:
-        unpacked = [
-            UnpackingStore(remote, limiter=limiter, compression=compression, budget=budget)
-            for remote in remotes
-        ]
-        retried = [RetryingStore(each, attempts=_ATTEMPTS) for each in unpacked]
-        store: ContentStore = FallbackStore(retried)
-        yield store if parking is None else FailFastStore(store, parking, servers=retried)
+        yield network.store(compression=compression, replicas=replicas)
     finally:
-        for remote in remotes:
-            remote.close()
+        network.close()
+
+
+def outage(store: ContentStore) -> Outage | None:
+    """The outage of a store that ``open_store`` has made, if no server can be reached now."""
+    return store.router.outage if isinstance(store, RoutingStore) else None
 
 
 def _deadlines(options: StoreOptions) -> Deadlines:
@@ -216,7 +217,7 @@ def with_seed(
     """``store`` behind the read-only tier of ``--cache-seed``; raises StoreError."""
     if options.cache_seed is None:
         return store
-    limiter = trio.CapacityLimiter(_WORKERS)
+    limiter = trio.CapacityLimiter(WORKERS)
     seed = open_seed(options.cache_seed, limiter=limiter, budget=budget)
     return SeededStore(seed, store)
 
@@ -315,7 +316,7 @@ async def open_prefetching(
             cache=disk,
             store=ReadCachingStore(disk, upstream, nursery),
             upstream=upstream,
-            is_cut_off=lambda: isinstance(network, FailFastStore) and network.outage is not None,
+            is_cut_off=lambda: outage(network) is not None,
         )
         nursery.cancel_scope.cancel()
 
@@ -396,6 +397,7 @@ class _Status:
         self.filesystem: Callable[[], dict[str, int]] = dict
         self.files: dict[str, Callable[[], bytes]] = {
             "stats.json": self._stats,
+            "servers": self._list_of_servers,
             "version": f"{self._version}\n".encode,
         }
 
@@ -427,8 +429,12 @@ class _Status:
         return (json.dumps(stats, indent=2) + "\n").encode()
 
     def _servers(self) -> dict[str, object]:
-        outage = self._network.outage if isinstance(self._network, FailFastStore) else None
-        if outage is None:
+        now = outage(self._network)
+        if now is None:
             return {"state": "online"}
-        since = datetime.fromtimestamp(outage.since, UTC).isoformat(timespec="seconds")
-        return {"state": "offline", "since": since, "reason": outage.reason}
+        since = datetime.fromtimestamp(now.since, UTC).isoformat(timespec="seconds")
+        return {"state": "offline", "since": since, "reason": now.reason}
+
+    def _list_of_servers(self) -> bytes:
+        states = self._network.router.states() if isinstance(self._network, RoutingStore) else []
+        return (json.dumps([asdict(each) for each in states], indent=2) + "\n").encode()

@@ -66,7 +66,7 @@ def log_watch() -> Iterator[LogWatch]:
 
 @pytest.fixture
 def expect_log(log_watch: LogWatch) -> Callable[[str], None]:
-    """``expect_log("WARNING cafsfs.store.fallback: going on")``: must come, and may come again."""
+    """``expect_log("WARNING cafsfs.store.routing: going on")``: must come, and may come again."""
     return log_watch.announce
 
 

@@ -17,10 +17,9 @@ from cafsfs.errors import BlobNotFound, StoreError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression, hash_bytes
 from cafsfs.store.cache.upkeep import open_disk_cache
-from cafsfs.store.fail_fast import FailFastStore
-from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.memory import MemorySink, MemorySource, MemoryStore
 from cafsfs.store.read_caching import ReadCachingStore
+from cafsfs.store.routing import RoutingStore
 from cafsfs.store.unpacking import UnpackingStore
 from tests.store.stacks import Caches
 
@@ -73,14 +72,14 @@ async def test_a_directory_that_is_not_there_is_said_at_once(tmp_path: Path) -> 
 
 async def test_servers_are_asked_one_after_the_other() -> None:
     async with open_store(parse_uri("cafs://h,g:1/r"), StoreOptions()) as store:
-        assert isinstance(store, FallbackStore)
+        assert isinstance(store, RoutingStore)
 
 
 async def test_a_mount_is_told_at_once_that_it_is_offline() -> None:
     async with trio.open_nursery() as nursery:
         uri = parse_uri("cafs://h,g:1/r")
         async with open_store(uri, StoreOptions(), parking=nursery) as store:
-            assert isinstance(store, FailFastStore)
+            assert isinstance(store, RoutingStore)
 
 
 async def test_a_seed_is_read_before_a_server_is_asked(tmp_path: Path) -> None:

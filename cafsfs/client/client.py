@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import trio
 
-from cafsfs.client.remote import RemoteStore
-from cafsfs.client.servers import Deadlines, Server
+from cafsfs.client.network import WORKERS, Network, NetworkOptions
+from cafsfs.client.servers import Deadlines, Member, Server
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, InvalidDigest, StoreError, UsageError
 from cafsfs.packing import Compression
 from cafsfs.store.budget import MemoryBudget, default_budget
 from cafsfs.store.contracts import BlobStat, ContentStore, Wanted
-from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.files import FileSource, ReplacingFile, pull_to_file
 from cafsfs.store.memory import NullSink
-from cafsfs.store.retrying import RetryingStore
-from cafsfs.store.unpacking import UnpackingStore
+from cafsfs.store.router import PlaceState
 
 T = TypeVar("T")
-
-_WORKERS = 4  # threads that hash, unpack, read and write; two cores are busy with two
 
 
 class BatchError(CafsError):
@@ -40,6 +37,14 @@ class BatchError(CafsError):
         self.failures = failures
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What was uploaded: its hash, and the servers that have it now, as ``host:port``."""
+
+    hash: str
+    servers: tuple[str, ...]
+
+
 class CafsClient:
     """Check, measure, pull and upload blobs on CAFS servers.
 
@@ -49,11 +54,16 @@ class CafsClient:
             digest = await client.stream(Path("asset.bin"), compression=Compression.ZSTD)
             await client.pull(digest, Path("copy.bin"))
 
-    Several servers are taken to hold the same content, the first being preferred. Each operation
-    has ``retry``: with it (the default) the operation goes on over the other connections and
-    servers until one succeeds or all have failed; without it, only the first server is asked, and
-    the first error is raised. Either way a pooled connection that proves dead before any byte of
-    the answer is replaced once.
+    Several servers are taken to hold the same content. A server is ``host:port``, or a Member with
+    a zone, a priority and a weight. Those of ``zone`` are asked first, then the nearest by measured
+    time, which is measured in the background of ``async with``; see Router. A pull leaves a server
+    that brings less than ``slow_rate`` bytes a second for another one. Uploads go to ``replicas``
+    of them.
+
+    Each operation has ``retry``: with it (the default) the operation goes on over the other
+    connections and servers until one succeeds or all have failed; without it, only the first server
+    is asked, and the first error is raised. Either way a pooled connection that proves dead before
+    any byte of the answer is replaced once.
 
     Every pull is verified against its hash; wrong bytes are an error of that server, and with
     ``retry`` the next one is tried. All errors are CafsError: BlobNotFound when all servers have
@@ -69,13 +79,16 @@ class CafsClient:
     def __init__(
         self,
         server_root: str,
-        servers: Collection[str],
+        servers: Collection[str | Member],
         *,
         connections_per_server: int = 4,
         connect_timeout: float = 5.0,
         answer_timeout: float = 30.0,
         progress_timeout: float = 30.0,
         memory: int | None = None,
+        zone: str | None = None,
+        replicas: int = 1,
+        slow_rate: float = 128 << 10,
     ) -> None:
         if isinstance(servers, str):  # it would be taken for servers of one letter each
             raise UsageError("servers are a list", hint=f'write ["{servers}"]')
@@ -86,16 +99,30 @@ class CafsClient:
         deadlines = Deadlines(
             connect=connect_timeout, answer=answer_timeout, progress=progress_timeout
         )
-        parsed = dict.fromkeys(Server.parse(each) for each in servers)
-        self._remotes = [
-            RemoteStore(each, server_root, connections=connections_per_server, deadlines=deadlines)
-            for each in parsed
-        ]
+        members = {each.server: each for each in map(_member, servers)}
+        self._network = Network(
+            list(members.values()),
+            server_root,
+            options=NetworkOptions(
+                connections=connections_per_server,
+                attempts=connections_per_server,
+                deadlines=deadlines,
+                zone=zone,
+                slow_rate=slow_rate,
+            ),
+            limiter=trio.CapacityLimiter(WORKERS),
+            budget=MemoryBudget(default_budget() if memory is None else memory),
+        )
+        self._servers = len(members)
+        self._replicas = replicas
         self._connections = connections_per_server
-        self._limiter = trio.CapacityLimiter(_WORKERS)
-        self._budget = MemoryBudget(default_budget() if memory is None else memory)
+        self._limiter = trio.CapacityLimiter(WORKERS)
+        self._background = trio.open_nursery()
+        self._tasks: trio.Nursery | None = None
 
     async def __aenter__(self) -> Self:
+        self._tasks = await self._background.__aenter__()
+        self._network.router.work_in(self._tasks)
         return self
 
     async def __aexit__(
@@ -104,13 +131,20 @@ class CafsClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+            # Not told of ``error``, which it would put into a group.
+            await self._background.__aexit__(None, None, None)
         await self.aclose()
 
     async def aclose(self) -> None:
         """Close the idle connections, and those in use when they are done."""
-        for remote in self._remotes:
-            remote.close()
+        self._network.close()
         await trio.lowlevel.checkpoint()
+
+    def servers(self) -> list[PlaceState]:
+        """What is known of each server: whether it is up, its times, its errors."""
+        return self._network.states()
 
     async def check(self, blob_hash: Digest | str, *, retry: bool = True) -> bool:
         """Is the blob on any of the servers?"""
@@ -195,17 +229,24 @@ class CafsClient:
     async def stream(
         self, path: Path, compression: Compression = Compression.NONE, *, retry: bool = True
     ) -> str:
-        """Upload a file (STRM) and return its hash, which is computed first.
+        """Upload a file and return its hash; see ``upload``."""
+        return (await self.upload(path, compression, retry=retry)).hash
+
+    async def upload(
+        self, path: Path, compression: Compression = Compression.NONE, *, retry: bool = True
+    ) -> Upload:
+        """Upload a file to ``replicas`` servers; its hash is computed first.
 
         Small files and files that are compressed already are sent as they are. Raises CorruptBlob
-        if the file changes meanwhile.
+        if the file changes meanwhile, and what the last server refused it with if too few take it.
         """
         source = await trio.to_thread.run_sync(FileSource, Path(path), limiter=self._limiter)
         try:
-            await self._store(retry=retry, compression=compression).put(source.digest, source)
+            store = self._store(retry=retry, compression=compression)
+            servers = await store.put(source.digest, source)
         finally:
             source.close()
-        return source.digest.hex
+        return Upload(source.digest.hex, servers)
 
     async def stream_batch(
         self,
@@ -226,15 +267,9 @@ class CafsClient:
         return [hashes[name] for name, _ in items]
 
     def _store(self, *, retry: bool, compression: Compression = Compression.NONE) -> ContentStore:
-        stores: list[ContentStore] = [
-            UnpackingStore(
-                remote, limiter=self._limiter, compression=compression, budget=self._budget
-            )
-            for remote in self._remotes
-        ]
         if not retry:
-            return stores[0]
-        return FallbackStore([RetryingStore(each, attempts=self._connections) for each in stores])
+            return self._network.first(compression=compression)
+        return self._network.store(compression=compression, replicas=self._replicas)
 
     def _at_once(self, max_concurrent: int | None) -> int | None:
         if max_concurrent is not None and max_concurrent < 0:
@@ -247,7 +282,7 @@ class CafsClient:
         items: Sequence[tuple[str, T]],
         max_concurrent: int | None,
     ) -> None:
-        workers = self._at_once(max_concurrent) or self._connections * len(self._remotes)
+        workers = self._at_once(max_concurrent) or self._connections * self._servers
         failures: dict[str, CafsError] = {}
         waiting = iter(items)
 
@@ -313,3 +348,7 @@ def _as_ours(error: CafsError | OSError, path: Path) -> CafsError:
 
 def _digest(given: Digest | str) -> Digest:
     return given if isinstance(given, Digest) else Digest.parse(given)
+
+
+def _member(given: str | Member) -> Member:
+    return given if isinstance(given, Member) else Member(Server.parse(given))

@@ -44,6 +44,12 @@ class Ranges:
         return f"<Ranges of {self._name} {self._verdict.name}>"
 
     @property
+    def verdict(self) -> str:
+        """``sound``, ``unsound`` or ``untested``."""
+        known = self._verdict in {_Verdict.SOUND, _Verdict.UNSOUND}
+        return self._verdict.name.lower() if known else "untested"
+
+    @property
     def known_sound(self) -> bool:
         """True if the server has passed, and has done nothing wrong since."""
         return self._verdict is _Verdict.SOUND

@@ -85,11 +85,11 @@ class RemoteStore(PackedStore):
         self._ranges = Ranges(self.name, self._open_probe)
         self._connections = connections
         self._bulk = Pool(self._connect, limit=connections, reserve=reserve)
+        hurried = replace(self._deadlines, connect=self._deadlines.question)
+        self._open_hurriedly = partial(ServerConnection.open, server, _encode(root), hurried)
         self._quick = self._bulk
         if parking is not None:
-            hurried = replace(self._deadlines, connect=self._deadlines.question)
-            connect = partial(ServerConnection.open, server, _encode(root), hurried)
-            self._quick = Pool(connect, limit=_QUICK)
+            self._quick = Pool(self._open_hurriedly, limit=_QUICK)
         self._small: OrderedDict[Digest, None] = OrderedDict()
         self._parking = parking
         self._parked: dict[Digest, _Parked] = {}  # oldest first
@@ -104,6 +104,27 @@ class RemoteStore(PackedStore):
         self._quick.close()
         for digest in list(self._parked):
             self._unpark(digest)
+
+    @property
+    def ranges(self) -> str:
+        """``sound``, ``unsound`` or ``untested``: whether ranges come with the right bytes."""
+        return self._ranges.verdict
+
+    async def measure(self, digest: Digest) -> int:
+        """The packed length in bytes, by SIZE alone; raises BlobNotFound, Unavailable."""
+        connection, length = await self._ask(self._quick, lambda each: each.measure(digest))
+        self._quick.release(connection)
+        self._note_size(digest, length)
+        return length
+
+    async def greet(self) -> float:
+        """Have a connection of its own greeted and accepted, within ``deadlines.question``.
+
+        Returns about what a round trip takes, in seconds: it takes three.
+        """
+        began = trio.current_time()
+        (await self._open_hurriedly()).close()
+        return (trio.current_time() - began) / 3
 
     async def find_absent(self, digests: Collection[Digest]) -> set[Digest]:
         absent: set[Digest] = set()
@@ -120,9 +141,7 @@ class RemoteStore(PackedStore):
             if stat is not None:
                 self._note_size(digest, stat.length)
                 return stat
-        connection, length = await self._ask(self._quick, lambda each: each.measure(digest))
-        self._quick.release(connection)
-        self._note_size(digest, length)
+        length = await self.measure(digest)
         if length <= SMALL:
             return PackedStat(length, None)
         async with self._probes:

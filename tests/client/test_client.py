@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from cafsfs.client import BatchError, CafsClient
+from cafsfs.client import BatchError, CafsClient, Member, Server
 from cafsfs.digest import Digest
 from cafsfs.errors import (
     BlobNotFound,
@@ -44,7 +44,9 @@ RESET = Fault(then="reset")
 CLOSE = Fault(then="close")
 
 Expect = Callable[[str], None]
-NEXT = "WARNING cafsfs.store.fallback: going on with the next server"
+NEXT = "WARNING cafsfs.store.routing: going on with the next server"
+
+DOWN = "WARNING cafsfs.store.router: .* is down, the others are asked"
 
 both_ways = pytest.mark.parametrize("retry", [True, False], ids=["retry", "no retry"])
 
@@ -57,7 +59,10 @@ def nowhere() -> str:
 def client_of(*servers: BadServer | str, connections: int = 2) -> CafsClient:
     return CafsClient(
         "/root",
-        [each if isinstance(each, str) else each.address for each in servers],
+        [
+            Member(Server.parse(each if isinstance(each, str) else each.address), priority=number)
+            for number, each in enumerate(servers)
+        ],
         connections_per_server=connections,
     )
 
@@ -107,8 +112,9 @@ async def test_absent_everywhere(tmp_path: Path, retry: bool) -> None:
                 await client.pull(ABSENT, tmp_path / "copy", retry=retry)
             assert caught.value.hash == ABSENT.hex
         assert os.listdir(tmp_path) == []
-        # Nothing unexpected happened: the connections are kept. Who does not retry asks one.
-        assert (first.connections, second.connections) == (1, int(retry))
+        # Nothing unexpected happened: the connections are kept. Who does not retry asks one; who
+        # has a choice has greeted each once.
+        assert (first.connections, second.connections) == ((2, 2) if retry else (1, 0))
         assert first.open == 1
 
 
@@ -304,6 +310,8 @@ async def test_with_retry_the_next_server_is_tried(
 ) -> None:
     if operation is not check:
         expect_log(NEXT)
+    if phase is Phase.GREETING:
+        expect_log(DOWN)
     async with bad_server() as first, bad_server() as second:
         directory = prepare(tmp_path, first, second)
         first.fault(phase, fault)
@@ -331,6 +339,8 @@ async def test_when_all_servers_are_bad_their_error_is_raised(
 ) -> None:
     if operation is not check:
         expect_log(NEXT)
+    if phase is Phase.GREETING:
+        expect_log(DOWN)
     async with bad_server() as first, bad_server() as second:
         directory = prepare(tmp_path, first, second)
         for server in (first, second):
@@ -427,8 +437,7 @@ async def test_absent_here_and_there_elsewhere(tmp_path: Path) -> None:
 async def test_absent_is_said_only_if_all_have_said_so(
     tmp_path: Path, expect_log: Expect, order: int
 ) -> None:
-    if order == 1:
-        expect_log(NEXT)
+    expect_log(DOWN)  # and then it is asked last
     async with (
         bad_server() as server,
         client_of(*(nowhere(), server)[::order]) as client,
@@ -446,6 +455,7 @@ async def test_a_server_that_is_down_does_not_stand_in_the_way(
     tmp_path: Path, expect_log: Expect
 ) -> None:
     expect_log(NEXT)
+    expect_log(DOWN)
     (tmp_path / "file").write_bytes(TEXT)
     async with bad_server() as server, client_of(nowhere(), server) as client:
         name = await client.stream(tmp_path / "file")

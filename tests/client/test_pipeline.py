@@ -466,7 +466,7 @@ async def test_batches_share_the_places_of_a_pool(tmp_path: Path) -> None:
 async def test_leftovers_go_to_the_next_server(
     tmp_path: Path, expect_log: Callable[[str], None]
 ) -> None:
-    expect_log("WARNING cafsfs.store.fallback: going on with the next server")
+    expect_log("WARNING cafsfs.store.routing: going on with the next server")
     async with bad_server() as first, bad_server() as second:
         for content in CONTENTS:
             first.put(content)

@@ -23,14 +23,14 @@ from cafsfs.store.cache.premises import Premises, Session
 from cafsfs.store.cache.upkeep import Upkeep, _open_index, open_disk_cache
 from cafsfs.store.content_directory import ContentDirectory
 from cafsfs.store.contracts import ContentSource, ContentStore, PackedStore
-from cafsfs.store.fail_fast import FailFastStore
-from cafsfs.store.fallback import FallbackStore
+from cafsfs.store.health import Site
 from cafsfs.store.local_root import LocalRoot, blob_path
 from cafsfs.store.memory import MemoryPackedStore, MemorySink, MemoryStore
 from cafsfs.store.pacing import PacingStore
 from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.store.retrying import RetryingStore
 from cafsfs.store.unpacking import UnpackingStore
+from tests.store.routes import routed
 
 Spoil = Callable[[Digest], None]
 
@@ -194,11 +194,13 @@ async def unpacking(
 
 
 @asynccontextmanager
-async def fallback(directory: Path) -> AsyncIterator[ContentStack]:
+async def routing(directory: Path) -> AsyncIterator[ContentStack]:
     first, second = MemoryPackedStore(), LocalRoot(directory, limiter=_limiter())
     stores = [UnpackingStore(each, limiter=_limiter()) for each in (first, second)]
-    warns = "WARNING cafsfs.store.fallback: going on with the next server: memory has wrong bytes"
-    yield ContentStack(FallbackStore(stores), partial(spoil_memory, first), warns=warns)
+    warns = "WARNING cafsfs.store.routing: going on with the next server: memory has wrong bytes"
+    sites = [Site(name="first"), Site(name="second", priority=1)]
+    store = routed(*stores, sites=sites)
+    yield ContentStack(store, partial(spoil_memory, first), tells_sizes=False, warns=warns)
 
 
 @asynccontextmanager
@@ -237,7 +239,7 @@ async def fail_fast(directory: Path) -> AsyncIterator[ContentStack]:
         unpacking(directory, memory_packed, Compression.NONE) as inner,
         trio.open_nursery() as nursery,
     ):
-        yield ContentStack(FailFastStore(inner.store, nursery), inner.spoil)
+        yield ContentStack(routed(inner.store, nursery=nursery, fail_fast=True), inner.spoil)
 
 
 @asynccontextmanager
@@ -269,7 +271,7 @@ CONTENT_STACKS: dict[str, ContentMaker] = {
     "unpacking root, none": partial(unpacking, below=local_root, compression=Compression.NONE),
     "unpacking root, zstd": partial(unpacking, below=local_root, compression=Compression.ZSTD),
     "unpacking root, zlib": partial(unpacking, below=local_root, compression=Compression.ZLIB),
-    "fallback": fallback,
+    "routing": routing,
     "retrying": retrying,
     "content directory": content_directory,
     "fail fast": fail_fast,

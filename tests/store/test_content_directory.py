@@ -14,10 +14,10 @@ from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError
 from cafsfs.packing import hash_bytes
 from cafsfs.store.content_directory import ContentDirectory, open_seed
-from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.local_root import LocalRoot, blob_path
 from cafsfs.store.memory import MemorySink, MemorySource, MemoryStore
 from cafsfs.store.unpacking import UnpackingStore
+from tests.store.routes import routed
 from tests.store.samples import ABSENT, KIB, MIB, CallingSink, content_of, packed, pull, put
 
 CONTENT = content_of(5 * MIB)
@@ -181,7 +181,7 @@ async def test_a_seed_that_cannot_be_read_any_more_is_passed_over(
     expect_log("going on with the next server: cannot read")
     servers = MemoryStore()
     await put(servers, CONTENT)
-    assert await pull(FallbackStore([store, servers]), DIGEST) == CONTENT
+    assert await pull(routed(store, servers), DIGEST) == CONTENT
 
 
 async def test_a_disk_that_fails_under_way(

@@ -26,9 +26,9 @@ from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.partials import Shelter
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore
-from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.read_caching import OpenBlob, ReadCachingStore, StalledReads
 from cafsfs.store.retrying import RetryingStore
+from tests.store.routes import routed
 from tests.store.samples import KIB, MIB, content_of, descriptors
 from tests.store.scripted import ScriptedStore
 from tests.store.stacks import Caches, spoil_file
@@ -108,7 +108,7 @@ def stage(caches: Caches, tmp_path: Path, nursery: trio.Nursery) -> Callable[...
         *servers: ContentStore, directory: Path = tmp_path, finish_pulls: bool = False
     ) -> Scene:
         cache = caches.open(directory, shelter=Shelter(tmp_path))
-        upstream = FallbackStore(servers)
+        upstream = routed(*servers)
         store = ReadCachingStore(
             cache, upstream, nursery, verify_first=MIB, finish_pulls=finish_pulls
         )
@@ -320,7 +320,7 @@ async def test_what_nobody_has_seen_nobody_has_to_forget(
 async def test_another_server_that_is_right_does_not_vouch_for_what_was_seen(
     stage: Staging, wrong: bytes, expect_log: Callable[[str], None]
 ) -> None:
-    expect_log("WARNING cafsfs.store.fallback: going on with the next server: the wrong hash")
+    expect_log("WARNING cafsfs.store.routing: going on with the next server: the wrong hash")
     liar, honest = Server(wrong), Server()
     liar.sends(2 * MIB + STEP)
     scene = stage(liar, honest)
@@ -341,7 +341,7 @@ async def test_another_server_that_is_right_does_not_vouch_for_what_was_seen(
 async def test_what_was_seen_may_be_right_where_the_rest_is_not(
     stage: Staging, expect_log: Callable[[str], None]
 ) -> None:
-    expect_log("WARNING cafsfs.store.fallback: going on with the next server: the wrong hash")
+    expect_log("WARNING cafsfs.store.routing: going on with the next server: the wrong hash")
     liar, honest = Server(WRONG_AT_THE_END), Server()
     liar.sends(MIB)
     scene = stage(liar, honest)

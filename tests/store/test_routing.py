@@ -18,8 +18,8 @@ from cafsfs.errors import (
 )
 from cafsfs.packing import hash_bytes
 from cafsfs.store.contracts import ContentStore, Wanted
-from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.memory import MemorySource
+from tests.store.routes import routed
 from tests.store.samples import ABSENT, FullDisk, MemoryDestination, pull, pull_many, stat_many
 from tests.store.scripted import ScriptedStore
 
@@ -39,8 +39,10 @@ def make(outcome: str) -> ScriptedStore:
 
 def test_there_must_be_one() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        FallbackStore([])
+        routed()
 
+
+DOWN = "WARNING cafsfs.store.router: . is down, the others are asked: nobody is there"
 
 VERBS: dict[str, Callable[[ContentStore, Digest], Awaitable[object]]] = {
     "stat": lambda store, digest: store.stat(digest),
@@ -56,11 +58,13 @@ async def test_absent_only_if_all_say_so(
     order: tuple[str, ...], verb: str, expect_log: Callable[[str], None]
 ) -> None:
     stores = [make(outcome) for outcome in order]
-    fallback = FallbackStore(stores)
-    operation = VERBS[verb](fallback, DIGEST)
+    store = routed(*stores)
+    operation = VERBS[verb](store, DIGEST)
     asked = order.index("ok") + 1 if "ok" in order else len(order)
     if "failed" in order[: min(asked, len(order) - 1)]:
-        expect_log("WARNING cafsfs.store.fallback: going on with the next server: nobody")
+        expect_log("WARNING cafsfs.store.routing: going on with the next server: nobody")
+    if "failed" in order[:asked] and len(order) > 1:
+        expect_log(DOWN)
     if "ok" in order:
         await operation
     elif "failed" in order:
@@ -73,23 +77,27 @@ async def test_absent_only_if_all_say_so(
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
-async def test_find_missing_needs_an_answer_of_all(order: tuple[str, ...]) -> None:
-    fallback = FallbackStore([make(outcome) for outcome in order])
+async def test_find_missing_needs_an_answer_of_all(
+    order: tuple[str, ...], expect_log: Callable[[str], None]
+) -> None:
+    if "failed" in order and len(order) > 1:
+        expect_log(DOWN)
+    store = routed(*(make(outcome) for outcome in order))
     if "failed" in order:
         with pytest.raises(Unreachable):
-            await fallback.find_missing([DIGEST, ABSENT])
+            await store.find_missing([DIGEST, ABSENT])
     else:
         missing = {ABSENT} if "ok" in order else {DIGEST, ABSENT}
-        assert await fallback.find_missing([DIGEST, ABSENT]) == missing
+        assert await store.find_missing([DIGEST, ABSENT]) == missing
     if "ok" in order:
-        fallback = FallbackStore([make(outcome) for outcome in order])
-        assert await fallback.find_missing([DIGEST]) == set()
+        store = routed(*(make(outcome) for outcome in order))
+        assert await store.find_missing([DIGEST]) == set()
 
 
 async def test_find_missing_asks_only_for_what_is_still_missing() -> None:
     first, second, third = ScriptedStore(b"1"), ScriptedStore(b"2"), ScriptedStore(b"3")
-    fallback = FallbackStore([first, second, third])
-    assert await fallback.find_missing([hash_bytes(b"1"), hash_bytes(b"2")]) == set()
+    store = routed(first, second, third)
+    assert await store.find_missing([hash_bytes(b"1"), hash_bytes(b"2")]) == set()
     assert third.calls == []
 
 
@@ -99,14 +107,15 @@ async def test_of_two_failures_the_one_that_tells_more(
     graver: type[CafsError], graver_first: bool, expect_log: Callable[[str], None]
 ) -> None:
     expect_log("going on")
+    expect_log(DOWN)
     stores = [make("failed"), make("failed"), make("failed")]
     stores[0 if graver_first else 1].errors = [graver("tells more")]
     with pytest.raises(graver, match="tells more"):
-        await pull(FallbackStore(stores), DIGEST)
+        await pull(routed(*stores), DIGEST)
     stores = [make("failed"), make("failed")]
     stores[0 if graver_first else 1].errors = [graver("tells more")]
     with pytest.raises(graver, match="tells more"):
-        await FallbackStore(stores).find_missing([DIGEST])
+        await routed(*stores).find_missing([DIGEST])
 
 
 async def test_wrong_bytes_of_one_are_no_fault_of_the_next(
@@ -115,30 +124,21 @@ async def test_wrong_bytes_of_one_are_no_fault_of_the_next(
     expect_log("going on with the next server: wrong bytes")
     first, second = make("ok"), make("ok")
     first.errors = [CorruptBlob("wrong bytes")]
-    assert await pull(FallbackStore([first, second]), DIGEST) == CONTENT
-
-
-async def test_put_goes_to_the_first_that_takes_it(expect_log: Callable[[str], None]) -> None:
-    expect_log("going on with the next server: refused")
-    first, second, third = ScriptedStore(), ScriptedStore(), ScriptedStore()
-    first.errors = [ServerRefused("refused")]
-    await FallbackStore([first, second, third]).put(DIGEST, MemorySource(CONTENT))
-    assert second.blobs == {DIGEST: CONTENT}
-    assert (first.calls, third.calls) == (["put"], [])
+    assert await pull(routed(first, second), DIGEST) == CONTENT
 
 
 async def test_wrong_content_is_wrong_everywhere() -> None:
     first, second = ScriptedStore(), ScriptedStore()
     first.errors = [CorruptBlob("it changed")]
     with pytest.raises(CorruptBlob):
-        await FallbackStore([first, second]).put(DIGEST, MemorySource(CONTENT))
+        await routed(first, second).put(DIGEST, MemorySource(CONTENT))
     assert second.calls == []
 
 
 async def test_a_full_disk_here_is_no_reason_to_ask_another() -> None:
     second = make("ok")
     with pytest.raises(OSError, match="No space"):
-        await FallbackStore([make("ok"), second]).pull(DIGEST, FullDisk())
+        await routed(make("ok"), second).pull(DIGEST, FullDisk())
     assert second.calls == []
 
 
@@ -148,9 +148,9 @@ async def test_of_a_batch_the_next_store_is_asked_for_what_is_left(
     contents = [b"%d" % number for number in range(5)]
     first, second = ScriptedStore(*contents[:3]), ScriptedStore(*contents[1:4])
     first.errors = [ServerRefused("it is tired")]
-    expect_log("WARNING cafsfs.store.fallback: going on with the next server: it is tired")
+    expect_log("WARNING cafsfs.store.routing: going on with the next server: it is tired")
     wanted = [Wanted(hash_bytes(each), MemoryDestination()) for each in contents]
-    failures = await FallbackStore([first, second]).pull_many(wanted, at_once=1)
+    failures = await routed(first, second).pull_many(wanted, at_once=1)
     assert {each: type(error) for each, error in failures.items()} == {
         wanted[0]: ServerRefused,  # nobody has said that it is nowhere
         wanted[4]: BlobNotFound,

@@ -24,15 +24,15 @@ from cafsfs.errors import (
 )
 from cafsfs.packing import hash_bytes
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore
-from cafsfs.store.fail_fast import FailFastStore
-from cafsfs.store.fallback import FallbackStore
 from cafsfs.store.memory import MemorySource
+from cafsfs.store.routing import RoutingStore
+from tests.store.routes import routed
 from tests.store.samples import ABSENT, FullDisk, pull, pull_many, stat_many
 from tests.store.scripted import ScriptedStore
 
 CONTENT = b"content"
 DIGEST = hash_bytes(CONTENT)
-WARNING = "WARNING cafsfs.store.fail_fast: failing at once until a server can be reached: "
+WARNING = "WARNING cafsfs.store.router: failing at once until a server can be reached: "
 
 Announce = Callable[[str], None]
 
@@ -77,6 +77,14 @@ class Line(ScriptedStore):
             raise self.down("nobody is there")
 
 
+class GreetsOnly(Line):
+    """Down it still greets."""
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        await trio.lowlevel.checkpoint()
+        return set(digests)
+
+
 class FailsAndAnswers(Line):
     """Answers the pulls in the very turn in which it does not answer a probe."""
 
@@ -96,11 +104,17 @@ class FailsAndAnswers(Line):
         return stat
 
 
-def is_out(store: FailFastStore) -> bool:
-    return store.outage is not None
+@pytest.fixture(autouse=True)
+def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait is as long as it may be."""
+    monkeypatch.setattr("cafsfs.store.router.random.random", lambda: 1.0)
 
 
-async def begin_outage(store: FailFastStore) -> None:
+def is_out(store: RoutingStore) -> bool:
+    return store.router.outage is not None
+
+
+async def begin_outage(store: RoutingStore) -> None:
     with pytest.raises(Unreachable):
         await store.stat(DIGEST)
     assert is_out(store)
@@ -113,7 +127,7 @@ async def test_who_cannot_be_reached_is_not_asked_again(
 ) -> None:
     expect_log(WARNING + "nobody is there$")
     line = Line(down=Unreachable)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     assert not is_out(store)
     with pytest.raises(Unreachable):
         await VERBS[first](store)
@@ -125,12 +139,13 @@ async def test_who_cannot_be_reached_is_not_asked_again(
     assert type(caught.value) is Unavailable
     assert str(caught.value) == "no server could be reached for 1 s: nobody is there"
     assert (
-        caught.value.hint == "it recovers by itself: the server is tried again every 10 s or sooner"
+        caught.value.hint
+        == "it recovers by itself: the server is greeted again every 10 s or sooner"
     )
     assert line.calls == [first.removesuffix("_many")]
-    assert store.outage is not None
-    assert (store.outage.reason, store.outage.began) == ("nobody is there", began)
-    assert abs(time.time() - store.outage.since) < 60
+    assert store.router.outage is not None
+    assert (store.router.outage.reason, store.router.outage.began) == ("nobody is there", began)
+    assert abs(time.time() - store.router.outage.since) < 60
 
 
 async def test_probes_come_less_and_less_often_until_one_is_answered(
@@ -142,7 +157,7 @@ async def test_probes_come_less_and_less_often_until_one_is_answered(
     expect_log(WARNING)
     caplog.set_level(logging.INFO, "cafsfs")
     line = Line(down=Unreachable)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     await begin_outage(store)
     began = trio.current_time()
     await trio.sleep(40)
@@ -165,7 +180,7 @@ async def test_a_second_outage_is_like_the_first(
 ) -> None:
     expect_log(WARNING)
     line = Line(down=Unreachable)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     for _ in range(2):
         line.down, line.probed_at = Unreachable, []
         await begin_outage(store)
@@ -175,15 +190,16 @@ async def test_a_second_outage_is_like_the_first(
         line.down = None
         await trio.sleep(5)
         assert not is_out(store)
+        assert await pull(store, DIGEST) == CONTENT
 
 
-@pytest.mark.parametrize("answer", [BlobNotFound, ServerRefused, RemoteProtocolError, CorruptBlob])
+@pytest.mark.parametrize("answer", [BlobNotFound, ServerRefused, CorruptBlob])
 async def test_any_answer_ends_an_outage(
     answer: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
     expect_log(WARNING)
     line = Line(down=Unreachable)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     await begin_outage(store)
     line.down = answer
     await trio.sleep(1.5)
@@ -192,13 +208,13 @@ async def test_any_answer_ends_an_outage(
         await store.stat(DIGEST)
 
 
-@pytest.mark.parametrize("error", [Unreachable, TimedOut, ConnectionBroken])
+@pytest.mark.parametrize("error", [Unreachable, TimedOut, ConnectionBroken, RemoteProtocolError])
 async def test_no_answer_ends_none(
     error: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
     expect_log(WARNING)
     line = Line(down=Unreachable)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     await begin_outage(store)
     line.down = error
     await trio.sleep(60)
@@ -210,7 +226,7 @@ async def test_a_probe_has_its_own_deadline(
 ) -> None:
     expect_log(WARNING)
     line = Line(down=Unreachable)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     await begin_outage(store)
     began = trio.current_time()
     line.gate = trio.Event()
@@ -219,15 +235,13 @@ async def test_a_probe_has_its_own_deadline(
     assert line.cancelled == 2
 
 
-@pytest.mark.parametrize(
-    "error", [BlobNotFound, ServerRefused, RemoteProtocolError, CorruptBlob, ConnectionBroken]
-)
+@pytest.mark.parametrize("error", [BlobNotFound, ServerRefused, CorruptBlob])
 @pytest.mark.parametrize("verb", VERBS)
 async def test_other_errors_are_no_outage(
     verb: str, error: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     line = Line(down=error)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     for _ in range(3):
         with pytest.raises(error):
             await VERBS[verb](store)
@@ -236,8 +250,39 @@ async def test_other_errors_are_no_outage(
     assert line.calls == [verb.removesuffix("_many")] * 3
 
 
+@pytest.mark.parametrize("error", [ConnectionBroken, TimedOut, RemoteProtocolError])
+async def test_who_greets_but_never_answers_is_out_for_longer_and_longer(
+    error: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    line = GreetsOnly(down=error)
+    store = routed(line, nursery=nursery, fail_fast=True)
+    for _ in range(2):
+        with pytest.raises(error):
+            await store.stat(DIGEST)
+        await wait_all_tasks_blocked()
+        assert not is_out(store)
+    expect_log(WARNING)
+    waits = []
+    for _ in range(6):  # one trial each time that it has greeted
+        with pytest.raises(error):
+            await store.stat(DIGEST)
+        assert is_out(store)
+        wait = store.router.places[0].health.until - trio.current_time()
+        await trio.sleep(wait + 0.1)
+        assert not is_out(store)
+        waits.append(round(wait))
+    assert waits == [1, 2, 4, 8, 10, 10]
+    line.down = None
+    assert await pull(store, DIGEST) == CONTENT
+    line.down = error
+    for _ in range(2):  # an answer has made up for everything
+        with pytest.raises(error):
+            await store.stat(DIGEST)
+        assert not is_out(store)
+
+
 async def test_a_full_disk_here_is_no_outage(nursery: trio.Nursery) -> None:
-    store = FailFastStore(Line(), nursery)
+    store = routed(Line(), nursery=nursery, fail_fast=True)
     with pytest.raises(OSError, match="No space"):
         await store.pull(DIGEST, FullDisk())
     assert not is_out(store)
@@ -247,7 +292,7 @@ async def test_absent_blobs_are_only_what_upstream_says(
     nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
     expect_log(WARNING)
-    store = FailFastStore(Line(down=Unreachable), nursery)
+    store = routed(Line(down=Unreachable), nursery=nursery, fail_fast=True)
     await begin_outage(store)
     assert await store.find_missing([]) == set()
     with pytest.raises(Unavailable):
@@ -265,7 +310,7 @@ async def test_what_is_under_way_is_left_alone_and_its_answer_ends_the_outage(
 ) -> None:
     expect_log(WARNING)
     line = Line(slow=20)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     outcomes: list[object] = []
 
     async def pull_one() -> None:
@@ -292,7 +337,7 @@ async def test_a_connection_that_breaks_is_no_answer(
 ) -> None:
     expect_log(WARNING)
     line = Line()
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
 
     async def pull_one() -> None:
         with pytest.raises(ConnectionBroken):
@@ -317,7 +362,7 @@ async def test_an_answer_in_the_turn_in_which_a_probe_fails(
     expect_log(WARNING)
     for _ in range(20):
         line = FailsAndAnswers()
-        store = FailFastStore(line, nursery)
+        store = routed(line, nursery=nursery, fail_fast=True)
         async with trio.open_nursery() as pulling:
             pulling.start_soon(pull, store, DIGEST)
             await wait_all_tasks_blocked()
@@ -337,7 +382,7 @@ async def test_several_that_fail_begin_one_outage(
     expect_log(WARNING)
     line = Line(down=Unreachable)
     line.gate = trio.Event()
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
 
     async def fail() -> None:
         with pytest.raises(Unreachable):
@@ -359,7 +404,7 @@ async def test_several_that_fail_begin_one_outage(
 async def test_a_slow_body_is_no_outage(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     line = Line()
     line.errors = [TimedOut("nothing came for 30 s")]
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     with pytest.raises(TimedOut):
         await pull(store, DIGEST)
     await trio.sleep(5)
@@ -371,7 +416,7 @@ async def test_an_answer_meanwhile_ends_the_doubt(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     line = Line(slow=3)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     nursery.start_soon(pull, store, DIGEST)
     await wait_all_tasks_blocked()
     line.down = TimedOut
@@ -390,10 +435,9 @@ async def test_a_deadline_that_passed_makes_a_probe_at_once(
 ) -> None:
     expect_log(WARNING + "nobody is there$")
     line = Line(down=TimedOut)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     with pytest.raises(TimedOut):
         await VERBS[verb](store)
-    assert not is_out(store)
     began = trio.current_time()
     await trio.sleep(4)
     assert is_out(store)
@@ -405,9 +449,9 @@ async def test_a_deadline_that_passed_makes_a_probe_at_once(
 async def test_who_does_not_answer_the_probe_either_is_out(
     nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
-    expect_log(WARNING + "no answer within 11 s$")
+    expect_log(WARNING + "0 gave no greeting within 11 s$")
     line = Line(down=TimedOut)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     with pytest.raises(TimedOut):
         await store.stat(DIGEST)
     line.gate = trio.Event()
@@ -418,31 +462,37 @@ async def test_who_does_not_answer_the_probe_either_is_out(
 # --- several servers
 
 
-def several(*lines: Line, nursery: trio.Nursery) -> FailFastStore:
-    return FailFastStore(FallbackStore(lines), nursery, servers=lines)
+def several(*lines: Line, nursery: trio.Nursery) -> RoutingStore:
+    return routed(*lines, nursery=nursery, fail_fast=True)
 
 
 async def test_one_of_several_that_is_down_is_no_outage(
     nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
-    """A FallbackStore raises Unreachable for a blob that is absent on the other."""
+    """It is not asked, but nobody knows whether it has what the other has not."""
     expect_log("going on with the next server")
+    expect_log("WARNING cafsfs.store.router: 0 is down, the others are asked: nobody is there")
     down, up = Line(down=Unreachable), Line()
     store = several(down, up, nursery=nursery)
+    with pytest.raises(Unreachable):
+        await store.stat(ABSENT)
     for _ in range(3):
-        with pytest.raises(Unreachable):
+        with pytest.raises(Unavailable, match=r"0 has been down for \d s: nobody is there"):
             await store.stat(ABSENT)
+        with pytest.raises(Unavailable, match="0 has been down"):
+            await store.find_missing([ABSENT])
         await trio.sleep(3)
         assert not is_out(store)
     assert await pull(store, DIGEST) == CONTENT
-    assert up.calls.count("probe") == 3
+    assert down.calls.count("stat") == 1
 
 
 async def test_several_that_are_all_down_are_out_until_one_is_up(
     nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
     expect_log("going on with the next server")
-    expect_log(WARNING + "nobody is there; nobody is there$")
+    expect_log(WARNING + "nobody is there$")
+    expect_log("is down, the others are asked")
     lines = [Line(down=Unreachable), Line(down=Unreachable)]
     store = several(*lines, nursery=nursery)
     with pytest.raises(Unreachable):
@@ -463,6 +513,7 @@ async def test_a_server_that_answers_is_not_kept_waiting_by_one_that_does_not(
     nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
     expect_log("going on with the next server")
+    expect_log("is down, the others are asked")
     expect_log(WARNING)
     lines = [Line(down=Unreachable), Line(down=Unreachable)]
     store = several(*lines, nursery=nursery)
@@ -479,9 +530,9 @@ async def test_a_probe_that_breaks_shows_and_ends_nothing_else(
     nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
     expect_log(WARNING)
-    expect_log("ERROR cafsfs.store.fail_fast: the probe failed")
+    expect_log("ERROR cafsfs.store.router: greeting 0 failed")
     line = Line(down=Unreachable)
-    store = FailFastStore(line, nursery)
+    store = routed(line, nursery=nursery, fail_fast=True)
     await begin_outage(store)
     line.errors = [ZeroDivisionError("a bug")]
     line.down = None

@@ -1,0 +1,125 @@
+"""A group of servers as one store: where the stack of a client is put together.
+
+As it reads aloud: a RoutingStore of, for each server, a RetryingStore of an UnpackingStore of a
+RemoteStore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from cafsfs.client.remote import RemoteStore
+from cafsfs.client.servers import Deadlines, Member
+from cafsfs.packing import Compression
+from cafsfs.store.budget import MemoryBudget
+from cafsfs.store.contracts import ContentStore
+from cafsfs.store.health import Site
+from cafsfs.store.retrying import RetryingStore
+from cafsfs.store.router import Place, PlaceState, Router
+from cafsfs.store.routing import RoutingStore
+from cafsfs.store.unpacking import UnpackingStore
+
+WORKERS = 4  # threads that hash, unpack, read and write; two cores are busy with two
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions:
+    """How a group is talked to.
+
+    ``connections`` to each server, and ``reserve`` more for pulls that have waited a moment.
+    ``attempts``: at one server, of what a broken connection has interrupted. ``zone`` is where we
+    are. ``slow_rate``: see RoutingStore.
+    """
+
+    connections: int = 4
+    reserve: int = 0
+    attempts: int = 2
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    zone: str | None = None
+    slow_rate: float = 0
+
+
+class Network:
+    """The servers ``members``, which serve ``root``.
+
+    With ``nursery`` those that are down are greeted in the background, and the times of all are
+    measured. With ``parking``, as a mount wants it, operations fail at once while no server can be
+    reached, in that nursery; see RemoteStore on the rest. Raises UsageError for a bad root.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        root: str,
+        *,
+        options: NetworkOptions,
+        limiter: trio.CapacityLimiter,
+        budget: MemoryBudget,
+        nursery: trio.Nursery | None = None,
+        parking: trio.Nursery | None = None,
+    ) -> None:
+        self._options = options
+        self._limiter = limiter
+        self._budget = budget
+        self._remotes = [
+            RemoteStore(
+                member.server,
+                root,
+                connections=options.connections,
+                reserve=options.reserve,
+                parking=parking,
+                deadlines=options.deadlines,
+            )
+            for member in members
+        ]
+        self.router = Router(
+            [
+                Place(_site(member), remote)
+                for member, remote in zip(members, self._remotes, strict=True)
+            ],
+            zone=options.zone,
+            nursery=parking or nursery,
+            fail_fast=parking is not None,
+        )
+
+    def store(
+        self, *, compression: Compression = Compression.NONE, replicas: int = 1
+    ) -> RoutingStore:
+        """The group; ``compression`` and ``replicas`` are for uploads."""
+        stores = [
+            RetryingStore(each, attempts=self._options.attempts)
+            for each in self._contents(compression)
+        ]
+        return RoutingStore(
+            self.router, stores, replicas=replicas, slow_rate=self._options.slow_rate
+        )
+
+    def first(self, *, compression: Compression = Compression.NONE) -> ContentStore:
+        """The first server alone, and nothing is tried again."""
+        return self._contents(compression)[0]
+
+    def states(self) -> list[PlaceState]:
+        """What is known of each server."""
+        return self.router.states()
+
+    def close(self) -> None:
+        """Close the idle connections now, and those in use when they are done."""
+        for remote in self._remotes:
+            remote.close()
+
+    def _contents(self, compression: Compression) -> list[UnpackingStore]:
+        return [
+            UnpackingStore(
+                remote, limiter=self._limiter, compression=compression, budget=self._budget
+            )
+            for remote in self._remotes
+        ]
+
+
+def _site(member: Member) -> Site:
+    return Site(
+        name=str(member.server), zone=member.zone, priority=member.priority, weight=member.weight
+    )
