@@ -53,8 +53,9 @@ class Health:
 
     ``until``: a suspect is one until then, one that is down is greeted then. ``failures`` and
     ``openings`` (of the circuit) are counted since the last answer. ``since``: when it went down.
+    ``reason``: why it was distrusted last.
     ``seconds`` is a round trip, ``rate`` bytes a second of large bodies; both are averages, None
-    where nothing was measured. ``lies``: when it had wrong bytes.
+    where nothing was measured. ``lies``: when it had wrong bytes. ``slow_until``: see ``left``.
     """
 
     standing: Standing = Standing.UP
@@ -67,14 +68,13 @@ class Health:
     measured_at: float = -math.inf
     rate: float | None = None
     lies: tuple[float, ...] = ()
+    slow_until: float = -math.inf
 
     def answered(self) -> Health:
         """It has answered: whatever was wrong is over, but its lies are remembered."""
         if self.standing is Standing.UP and not self.failures and not self.openings:
             return self
-        return replace(
-            self, standing=Standing.UP, until=-math.inf, failures=0, openings=0, reason=None
-        )
+        return replace(self, standing=Standing.UP, until=-math.inf, failures=0, openings=0)
 
     def failed(self, failure: Failure, reason: str, now: float, roll: float) -> Health:
         """``roll`` is a random number from 0 to 1. What fails while it is down says nothing new."""
@@ -108,21 +108,20 @@ class Health:
         if self.standing is not Standing.DOWN:
             return measured
         if not self.failures:
-            return replace(measured, standing=Standing.UP, until=-math.inf, reason=None)
+            return replace(measured, standing=Standing.UP, until=-math.inf)
         # It greeted all the time: one failure more, and it is down again.
         return replace(
             measured, standing=Standing.SUSPECT, until=now + SHUNNED_FOR, failures=FAILURES - 1
         )
 
     def left(self, reason: str, now: float) -> Health:
-        """A pull has left it for a faster one."""
-        if self.standing is Standing.DOWN:
-            return self
-        return replace(self, standing=Standing.SUSPECT, until=now + LEFT_FOR, reason=reason)
+        """A pull has left it for a faster one; what it answers meanwhile does not make it fast."""
+        return replace(self, slow_until=now + LEFT_FOR, reason=reason)
 
     def lied(self, now: float) -> Health:
         """It had wrong bytes of a blob."""
-        return replace(self, lies=(*self._lies_at(now), now)[-LIES:])
+        lies = (*self._lies_at(now), now)[-LIES:]
+        return replace(self, lies=lies, reason="it has wrong bytes")
 
     def measured(self, seconds: float, now: float) -> Health:
         """A round trip took so long."""
@@ -135,7 +134,9 @@ class Health:
     def distrusted(self, now: float) -> bool:
         """Is it to be asked after the others?"""
         suspect = self.standing is Standing.SUSPECT and now < self.until
-        return suspect or self.standing is Standing.DOWN or len(self._lies_at(now)) >= LIES
+        slow = now < self.slow_until
+        lying = len(self._lies_at(now)) >= LIES
+        return self.standing is Standing.DOWN or suspect or slow or lying
 
     def stale(self, now: float) -> bool:
         """Is its time to be measured?"""
