@@ -17,6 +17,7 @@ from cafsfs.errors import (
     CorruptBlob,
     RangeError,
     RemoteProtocolError,
+    StoreError,
     TimedOut,
     Unavailable,
 )
@@ -184,7 +185,10 @@ class Session:
     async def _measure(self, digest: Digest) -> Message:
         if self._store is None:
             return Absent()
-        return PackedLength((await self._store.inspect(digest)).length)
+        stat = await self._store.inspect(digest)
+        if stat is None:
+            raise StoreError(f"{self._store.name} cannot tell the length of {digest}")
+        return PackedLength(stat.length)
 
     # --- questions that came together, about files
 

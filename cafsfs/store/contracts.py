@@ -28,6 +28,7 @@ from cafsfs.errors import CafsError
 from cafsfs.packing import Compression, Header
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 _AT_ONCE = 4  # of a batch, in a store that has no better way than one after the other
 
@@ -228,10 +229,11 @@ class PackedStore(ABC):
         """Which of ``digests`` are absent; raises Unavailable where that cannot be told."""
 
     @abstractmethod
-    async def inspect(self, digest: Digest) -> PackedStat:
+    async def inspect(self, digest: Digest) -> PackedStat | None:
         """The packed length, and the header unless a fetch is the cheapest way to see it.
 
-        Raises BlobNotFound, Unavailable, and CorruptBlob for what has no sound header.
+        None where only the end of a fetch tells the length. Raises BlobNotFound, Unavailable, and
+        CorruptBlob for what has no sound header.
         """
 
     @abstractmethod
@@ -244,23 +246,31 @@ class PackedStore(ABC):
         outside the blob or that this store cannot give.
         """
 
+    async def deliver(self, digest: Digest, take: Callable[[PackedBody], Awaitable[T]]) -> T:
+        """Hand the packed blob to ``take``; returns what that returns.
+
+        A store that cannot be sure how its bytes are meant calls it once more if it raises
+        CorruptBlob, with the other body that they may be. Raises what ``fetch`` and ``take`` do.
+        """
+        async with self.fetch(digest) as body:
+            return await take(body)
+
     async def fetch_many(
         self, wanted: Sequence[Wanted], taker: PackedTaker, *, at_once: int | None = None
     ) -> Failures[Wanted]:
         """Fetch a batch, in any order, and hand it to ``taker``; returns those that failed.
 
-        Each error is what ``fetch`` or ``taker`` would have raised for that blob, and hits it
+        Each error is what ``deliver`` or ``taker`` would have raised for that blob, and hits it
         alone. ``at_once`` bounds the connections that are used.
         """
 
         async def fetch(each: Wanted) -> None:
-            async with self.fetch(each.digest) as body:
-                await taker.take_body(each, body)
+            await self.deliver(each.digest, lambda body: taker.take_body(each, body))
 
         return await one_by_one(fetch, wanted, at_once=at_once or _AT_ONCE)
 
     async def inspect_many(
-        self, digests: Sequence[Digest], told: Callable[[Digest, PackedStat], object]
+        self, digests: Sequence[Digest], told: Callable[[Digest, PackedStat | None], object]
     ) -> Failures[Digest]:
         """Inspect a batch: ``told`` is called for each blob; returns those that failed, and why."""
 

@@ -74,7 +74,9 @@ class UnpackingStore(ContentStore):
             digests, lambda digest, packed: told(digest, self._read(packed))
         )
 
-    def _read(self, packed: PackedStat) -> BlobStat:
+    def _read(self, packed: PackedStat | None) -> BlobStat:
+        if packed is None:
+            return BlobStat(size=None, source=self._packed.name)
         header = packed.header
         return BlobStat(
             size=None if header is None else header.content_length_in(packed.length),
@@ -85,8 +87,7 @@ class UnpackingStore(ContentStore):
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         try:
-            async with self._packed.fetch(digest) as body:
-                return await self._take(digest, sink, body)
+            return await self._packed.deliver(digest, partial(self._take, digest, sink))
         except CorruptBlob as error:
             raise self._accuse(digest, error) from error
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import trio
 
 from cafsfs.client import RemoteStore, Server
+from cafsfs.client.mirror import MirrorStore
+from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.digest import Digest
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
@@ -22,7 +24,7 @@ from cafsfs.store.cache.partials import Shelter
 from cafsfs.store.cache.premises import Premises, Session
 from cafsfs.store.cache.upkeep import Upkeep, _open_index, open_disk_cache
 from cafsfs.store.content_directory import ContentDirectory
-from cafsfs.store.contracts import ContentSource, ContentStore, PackedStore
+from cafsfs.store.contracts import ContentSource, ContentStore, PackedSource, PackedStore
 from cafsfs.store.health import Site
 from cafsfs.store.local_root import LocalRoot, blob_path
 from cafsfs.store.memory import MemoryPackedStore, MemorySink, MemoryStore
@@ -31,6 +33,7 @@ from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.store.retrying import RetryingStore
 from cafsfs.store.unpacking import UnpackingStore
 from tests.store.routes import routed
+from tests.web_server import web_server
 
 Spoil = Callable[[Digest], None]
 
@@ -170,6 +173,26 @@ async def remote(directory: Path) -> AsyncIterator[PackedStack]:
         server.stop()
 
 
+class FilledMirror(MirrorStore):
+    """With the directory that its server serves: it takes no uploads itself."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        super().__init__(MirrorTemplate.parse(f"{url}/blobs/{{ab}}/{{cd}}/{{hash}}"))
+        self._filled = LocalRoot(directory, limiter=_limiter())
+
+    async def deposit(self, digest: Digest, source: PackedSource) -> None:
+        await self._filled.deposit(digest, source)
+
+
+@asynccontextmanager
+async def mirror(directory: Path) -> AsyncIterator[PackedStack]:
+    """A real web server on loopback, over ``directory``."""
+    with web_server(directory) as server:
+        store = FilledMirror(server.url, directory)
+        yield PackedStack(store, partial(spoil_file, directory), ranges=False)
+        await store.aclose()
+
+
 # --- content
 
 
@@ -190,7 +213,7 @@ async def unpacking(
 ) -> AsyncIterator[ContentStack]:
     async with below(directory) as packed:
         store = UnpackingStore(packed.store, limiter=_limiter(), compression=compression)
-        yield ContentStack(store, packed.spoil, tells_sizes=below is not remote)
+        yield ContentStack(store, packed.spoil, tells_sizes=below not in {remote, mirror})
 
 
 @asynccontextmanager
@@ -262,6 +285,7 @@ PACKED_STACKS: dict[str, PackedMaker] = {
     "memory": memory_packed,
     "local root": local_root,
     "remote": remote,
+    "mirror": mirror,
 }
 
 CONTENT_STACKS: dict[str, ContentMaker] = {
@@ -278,6 +302,7 @@ CONTENT_STACKS: dict[str, ContentMaker] = {
     "pacing": pacing,
     "read caching": read_caching,
     "remote": partial(unpacking, below=remote, compression=Compression.NONE),
+    "mirror": partial(unpacking, below=mirror, compression=Compression.ZSTD),
 }
 
-PROCESS = {"remote"}  # stacks with real sockets
+PROCESS = {"remote", "mirror"}  # stacks with real sockets

@@ -85,6 +85,7 @@ async def test_inspect_tells_length_and_header(
 ) -> None:
     digest, blob = await deposit(stack, content_of(size), compression)
     stat = await stack.store.inspect(digest)
+    assert stat is not None
     assert stat.length == len(blob)
     assert stat.header in {None, Header(compression, size or None)}
 

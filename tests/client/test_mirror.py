@@ -1,0 +1,764 @@
+"""Blobs of an HTTP mirror: packed or not, from any web server there is, and verified."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from cafsfs.client.mirror import MirrorStore
+from cafsfs.client.mirror_template import MirrorTemplate
+from cafsfs.client.remote import SMALL
+from cafsfs.client.servers import Deadlines
+from cafsfs.digest import Digest
+from cafsfs.errors import (
+    BlobNotFound,
+    CafsError,
+    ConnectionBroken,
+    CorruptBlob,
+    RangeError,
+    RemoteProtocolError,
+    ServerRefused,
+    StoreError,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+)
+from cafsfs.packing import Compression, Header, hash_bytes
+from cafsfs.store.contracts import BlobStat, PackedBody, PackedStat, Wanted
+from cafsfs.store.memory import MemoryBody
+from cafsfs.store.retrying import RetryingStore
+from cafsfs.store.unpacking import UnpackingStore
+from tests.certificates import certificate_for
+from tests.store.samples import ABSENT, MIB, MemoryDestination, content_of, packed, pull
+from tests.web_server import Faults, WebServerThread, web_server
+
+pytestmark = pytest.mark.process
+
+LARGE = Random(3).randbytes(5 * MIB)
+WAYS = {
+    "as it is": lambda content: content,
+    "none": packed,
+    "zstd": lambda content: packed(content, Compression.ZSTD),
+    "zlib": lambda content: packed(content, Compression.ZLIB),
+}
+each_way = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+PAGE = b"<html>Welcome to Hotel Wireless. Please accept our terms.</html>"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[WebServerThread]:
+    with web_server(tmp_path) as server:
+        yield server
+
+
+@asynccontextmanager
+async def mirror_of(url: str, **options: Any) -> AsyncIterator[MirrorStore]:
+    mirror = MirrorStore(MirrorTemplate.parse(f"{url}/{{ab}}/{{cd}}/{{hash}}"), **options)
+    try:
+        yield mirror
+    finally:
+        await mirror.aclose()
+
+
+def unpacked(mirror: MirrorStore) -> UnpackingStore:
+    return UnpackingStore(mirror, limiter=trio.CapacityLimiter(4))
+
+
+def stored(server: WebServerThread, content: bytes, mirrored: bytes | None = None) -> Digest:
+    digest = hash_bytes(content)
+    server.put(digest.hex, content if mirrored is None else mirrored)
+    return digest
+
+
+async def read(body: PackedBody) -> bytes:
+    come = bytearray()
+    buffer = memoryview(bytearray(100_000))
+    while count := await body.readinto(buffer):
+        come += buffer[:count]
+    return bytes(come)
+
+
+# --- packed, or not
+
+
+@each_way
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 1000, SMALL, 3 * MIB])
+async def test_content_comes_however_it_is_mirrored(
+    server: WebServerThread, way: Callable[[bytes], bytes], size: int
+) -> None:
+    content = content_of(size)
+    digest = stored(server, content, way(content))
+    async with mirror_of(server.url) as mirror:
+        store = unpacked(mirror)
+        stat = await store.stat(digest)
+        length = len(way(content)) + (16 if way is WAYS["as it is"] else 0)
+        assert stat.packed_size == length == await mirror.measure(digest)
+        # Of a small one the pull tells, and proves it.
+        assert stat.size == (None if length <= SMALL else size)
+        assert await pull(store, digest) == content
+        assert await store.find_missing([digest, ABSENT]) == {ABSENT}
+        assert mirror.ranges == ("sound" if way(content) else "untested")
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB])
+async def test_content_is_handed_on_as_a_packed_blob(server: WebServerThread, size: int) -> None:
+    content = content_of(size)
+    digest = stored(server, content)
+    async with mirror_of(server.url) as mirror, mirror.fetch(digest) as body:
+        assert body.length == 16 + size
+        assert await read(body) == packed(content)
+        assert await body.readinto(memoryview(bytearray(1))) == 0
+
+
+async def test_the_header_of_a_packed_blob_is_told(server: WebServerThread) -> None:
+    blob = packed(LARGE, Compression.ZSTD)
+    digest = stored(server, LARGE, blob)
+    async with mirror_of(server.url) as mirror:
+        assert await mirror.inspect(digest) == PackedStat(len(blob), Header.parse(blob[:16]))
+        assert (await unpacked(mirror).stat(digest)).compression is Compression.ZSTD
+    assert server.bytes_sent == 32
+    assert server.requests == {"GET": 2}  # no further proof is needed
+
+
+@pytest.mark.parametrize("size", [100, 3 * MIB])
+async def test_a_packed_blob_may_be_content_itself(server: WebServerThread, size: int) -> None:
+    """Somebody has put a packed blob into a store, and a mirror has it unpacked."""
+    content = packed(content_of(size), Compression.ZSTD)
+    digest = stored(server, content)
+    other = packed(content_of(size, 1))
+    async with mirror_of(server.url) as mirror:
+        store = unpacked(mirror)
+        assert await pull(store, digest) == content
+        assert server.requests == {"GET": 2}
+        # From now on it is known, and the next one is thought to be likewise.
+        assert await pull(store, digest) == content
+        assert await pull(store, stored(server, other)) == other
+        assert server.requests == {"GET": 4}
+        stat = await mirror.inspect(digest)
+        assert stat is not None
+        assert stat.length == 16 + len(content)
+
+
+async def test_both_readings_of_a_batch_are_tried(server: WebServerThread) -> None:
+    contents = [content_of(5000), packed(content_of(6000)), packed(content_of(2 * MIB)), b""]
+    mirrored = [packed(contents[0]), *contents[1:]]
+    digests = [stored(server, *each) for each in zip(contents, mirrored, strict=True)]
+    async with mirror_of(server.url) as mirror:
+        wanted = [Wanted(each, MemoryDestination()) for each in [*digests, ABSENT]]
+        failures = await unpacked(mirror).pull_many(wanted)
+        assert list(failures) == [wanted[-1]]
+        assert isinstance(failures[wanted[-1]], BlobNotFound)
+        for each, content in zip(wanted[:-1], contents, strict=True):
+            assert isinstance(each.destination, MemoryDestination)
+            assert bytes(each.destination.content) == content
+
+
+@pytest.mark.parametrize(
+    ("mirrored", "requests"),
+    [
+        (content_of(5000, 1), 1),
+        (packed(content_of(5000, 1)), 2),
+        (packed(content_of(5000))[:-1], 1),  # its header says that it is not whole: no blob
+        (packed(content_of(5000), Compression.ZSTD)[:-1], 2),
+        (PAGE, 1),
+        (b"", 1),
+    ],
+    ids=["other content", "other blob", "truncated", "truncated zstd", "a page", "nothing"],
+)
+async def test_wrong_bytes_are_wrong_in_every_reading(
+    server: WebServerThread, mirrored: bytes, requests: int
+) -> None:
+    digest = stored(server, content_of(5000), mirrored)
+    async with mirror_of(server.url) as mirror:
+        for times in (1, 2):
+            with pytest.raises(CorruptBlob, match=f"{server.url} has wrong bytes of {digest}"):
+                await pull(unpacked(mirror), digest)
+            assert server.requests == {"GET": times * requests}
+
+
+# --- what its word is worth
+
+
+async def test_a_server_that_has_everything_has_nothing(server: WebServerThread) -> None:
+    """A captive portal, or a site that shows its front page for any name."""
+    server.faults.answers_all = PAGE
+    async with mirror_of(server.url) as mirror:
+        store = unpacked(mirror)
+        with pytest.raises(Unavailable, match="says to have a blob that nobody has"):
+            await store.find_missing([ABSENT])
+        with pytest.raises(Unavailable, match="says to have a blob that nobody has"):
+            await mirror.greet()
+        # No size is told; the pull that a lookup begins then fails.
+        assert (await store.stat(ABSENT)).size is None
+        with pytest.raises(CorruptBlob):
+            await pull(store, ABSENT)
+        server.faults.answers_all = LARGE
+        with pytest.raises(Unavailable, match="says to have a blob that nobody has"):
+            await store.stat(ABSENT)
+
+
+async def test_the_length_of_large_content_is_told_by_who_denies_having_all(
+    server: WebServerThread, mock_clock: MockClock
+) -> None:
+    digest = stored(server, LARGE)
+    async with mirror_of(server.url) as mirror:
+        expected = BlobStat(
+            size=len(LARGE),
+            packed_size=16 + len(LARGE),
+            compression=Compression.NONE,
+            source=mirror.name,
+        )
+        for _ in range(3):
+            assert await unpacked(mirror).stat(digest) == expected
+        assert server.requests == {"GET": 3, "HEAD": 1}
+        mock_clock.jump(61)
+        server.faults.answers_all = LARGE  # the machine has moved into a hotel
+        with pytest.raises(Unavailable, match="says to have a blob that nobody has"):
+            await unpacked(mirror).stat(digest)
+
+
+async def test_denying_by_403_is_denying(server: WebServerThread) -> None:
+    """As S3 does to who may not list; of a blob that is wanted, nobody knows what it means."""
+    server.faults.status = 403
+    async with mirror_of(server.url) as mirror:
+        assert await mirror.greet() >= 0
+        with pytest.raises(ServerRefused, match="answers 403") as caught:
+            await mirror.find_absent([ABSENT])
+        assert caught.value.hint is not None
+        assert "S3" in caught.value.hint
+
+
+# --- what servers answer
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (404, BlobNotFound),
+        (410, BlobNotFound),
+        (400, ServerRefused),
+        (401, ServerRefused),
+        (403, ServerRefused),
+        (405, ServerRefused),
+        (451, ServerRefused),
+        (501, ServerRefused),
+        (408, Unavailable),
+        (429, Unavailable),
+        (500, Unavailable),
+        (503, Unavailable),
+        (504, Unavailable),
+        (204, RemoteProtocolError),
+        (206, RemoteProtocolError),
+        (302, RemoteProtocolError),  # leads nowhere
+        (304, RemoteProtocolError),
+        (416, RemoteProtocolError),
+    ],
+)
+async def test_what_a_status_means(
+    server: WebServerThread, status: int, error: type[CafsError], expect_log: Callable[..., None]
+) -> None:
+    server.faults.status = status
+    if status == 206:
+        expect_log("it was asked for the first bytes, and announces others")
+    async with mirror_of(server.url) as mirror:
+        for ask in (mirror.inspect(ABSENT), pull(unpacked(mirror), ABSENT)):
+            with pytest.raises(error) as caught:
+                await ask
+            assert issubclass(type(caught.value), error)
+            assert ABSENT.hex in str(caught.value) or server.url in str(caught.value)
+        if error is BlobNotFound:
+            assert await mirror.find_absent([ABSENT]) == {ABSENT}
+        elif status not in {206, 416}:
+            with pytest.raises(error):
+                await mirror.find_absent([ABSENT])
+
+
+async def test_one_error_ends_a_long_question(server: WebServerThread) -> None:
+    server.faults.status = 500
+    many = [Digest(Random(each).randbytes(32)) for each in range(1000)]
+    async with mirror_of(server.url) as mirror:
+        with pytest.raises(Unavailable, match="answers 500"):
+            await mirror.find_absent(many)
+    assert server.requests.total() < 10
+
+
+async def test_many_questions_share_a_few_connections(server: WebServerThread) -> None:
+    present = {stored(server, content_of(10, each)) for each in range(1, 20)}
+    absent = {Digest(Random(each).randbytes(32)) for each in range(200)}
+    async with mirror_of(server.url) as mirror:
+        assert await mirror.find_absent(present | absent) == absent
+        assert await mirror.find_absent([]) == set()
+    assert server.connections <= 4
+    assert server.requests == {"HEAD": 220}
+
+
+async def test_a_server_without_head_is_asked_otherwise(server: WebServerThread) -> None:
+    server.faults.head = False
+    digests = {stored(server, b""), stored(server, b"content")}
+    async with mirror_of(server.url) as mirror:
+        assert await mirror.find_absent({*digests, ABSENT}) == {ABSENT}
+        server.requests.clear()
+        assert await mirror.find_absent({*digests, ABSENT}) == {ABSENT}
+        assert server.requests == {"GET": 3}
+
+
+@pytest.mark.parametrize("given", ["30", "3000000", "Fri, 01 Jan 2100 00:00:00 GMT"])
+async def test_a_server_that_wants_a_rest_has_it_for_a_minute_at_most(
+    server: WebServerThread, mock_clock: MockClock, given: str
+) -> None:
+    digest = stored(server, b"content")
+    server.faults.statuses = [429]
+    server.faults.headers = {"Retry-After": given}
+    async with mirror_of(server.url) as mirror:
+        with pytest.raises(Unavailable, match=f"answers 429, to be asked again after {given}"):
+            await pull(unpacked(mirror), digest)
+        mock_clock.jump(28)
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="asks to be left alone for another"):
+                await pull(unpacked(mirror), digest)
+        assert server.requests.total() == 1
+        mock_clock.jump(33)
+        assert await pull(unpacked(mirror), digest) == b"content"
+
+
+async def test_a_short_rest_is_waited_for(server: WebServerThread) -> None:
+    digest = stored(server, b"content")
+    server.faults.statuses = [503]
+    server.faults.headers = {"Retry-After": "1"}
+    async with mirror_of(server.url) as mirror:
+        began = trio.current_time()
+        assert await pull(unpacked(mirror), digest) == b"content"
+        assert 0.9 < trio.current_time() - began < 5
+
+
+# --- servers that do it otherwise
+
+
+@each_way
+@pytest.mark.parametrize("ranges", ["ignored", "shifted", "unlabelled"])
+async def test_ranges_are_not_needed(
+    server: WebServerThread,
+    way: Callable[[bytes], bytes],
+    ranges: str,
+    expect_log: Callable[..., None],
+) -> None:
+    if ranges != "ignored":
+        expect_log("WARNING cafsfs.client.mirror: .* is asked for no ranges any more")
+    digest = stored(server, LARGE, way(LARGE))
+    server.faults.ranges = ranges
+    async with mirror_of(server.url) as mirror:
+        for _ in range(2):
+            assert (await unpacked(mirror).stat(digest)).size == len(LARGE)
+        assert mirror.ranges == "unsound"
+        assert await pull(unpacked(mirror), digest) == LARGE
+    # Of each look no more than what fits into the buffers of the way.
+    assert server.requests["GET"] == (3 if ranges == "ignored" else 4)
+
+
+@each_way
+@pytest.mark.parametrize("how", ["chunked", "unframed"])
+@pytest.mark.parametrize("size", [0, 5, 100_000])
+async def test_bodies_without_a_length(
+    server: WebServerThread, way: Callable[[bytes], bytes], how: str, size: int
+) -> None:
+    content = content_of(size)
+    digest = stored(server, content, way(content))
+    server.faults = Faults(ranges="ignored", chunked=how == "chunked", unframed=how == "unframed")
+    async with mirror_of(server.url) as mirror:
+        store = unpacked(mirror)
+        assert await store.stat(digest) == BlobStat(size=None, source=mirror.name)
+        with pytest.raises(RemoteProtocolError, match="tells no lengths"):
+            await mirror.measure(digest)
+        assert await pull(store, digest) == content
+        assert await mirror.find_absent([digest, ABSENT]) == {ABSENT}
+
+
+async def test_a_range_of_an_unknown_total_has_no_length(server: WebServerThread) -> None:
+    server.faults.raw = (
+        b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 0-15/*\r\nContent-Length: 16\r\n\r\n"
+        + content_of(16)
+    )
+    async with mirror_of(server.url) as mirror:
+        assert await mirror.inspect(ABSENT) is None
+
+
+@each_way
+async def test_a_body_that_is_not_as_long_as_announced(
+    server: WebServerThread, way: Callable[[bytes], bytes]
+) -> None:
+    content = content_of(100_000)
+    mirrored = way(content)
+    digest = stored(server, content, mirrored)
+    async with mirror_of(server.url) as mirror:
+        server.faults.length = len(mirrored) + 1
+        with pytest.raises((ConnectionBroken, CorruptBlob)):
+            await pull(unpacked(mirror), digest)
+        server.faults.length = len(mirrored) - 1
+        with pytest.raises(CorruptBlob):
+            await pull(unpacked(mirror), digest)
+        server.faults.length = None
+        assert await pull(unpacked(mirror), digest) == content
+
+
+async def test_what_is_compressed_on_its_way_is_refused(server: WebServerThread) -> None:
+    digest = stored(server, b"content")
+    async with mirror_of(server.url) as mirror:
+        server.faults.headers = {"Content-Encoding": "gzip"}
+        for ask in (mirror.inspect(digest), pull(unpacked(mirror), digest)):
+            with pytest.raises(ServerRefused, match="Content-Encoding `gzip`, unasked") as caught:
+                await ask
+            assert caught.value.hint is not None
+        server.faults.headers = {"Content-Encoding": "identity"}
+        assert await pull(unpacked(mirror), digest) == b"content"
+    assert all(headers["accept-encoding"] == "identity" for _, _, headers in server.log)
+
+
+@pytest.mark.parametrize("raw", [b"", b"BLOBPUSH_SERVER_V001", b"HTTP/1.1 200", b"HTTP/1.1 x\r\n"])
+async def test_what_is_no_http(server: WebServerThread, raw: bytes) -> None:
+    server.faults.raw = raw
+    async with mirror_of(server.url) as mirror:
+        with pytest.raises(ConnectionBroken, match=f"connection to {server.url} broke: "):
+            await mirror.inspect(ABSENT)
+
+
+# --- redirects
+
+
+@pytest.mark.parametrize("way", ["relative", "absolute"])
+async def test_redirects_are_followed(server: WebServerThread, way: str) -> None:
+    digest = stored(server, LARGE)
+    server.faults.redirect = ("" if way == "relative" else server.url) + "/there{path}"
+    server.faults.breaks_at = [2 * MIB]
+    async with mirror_of(server.url) as mirror:
+        assert (await unpacked(mirror).stat(digest)).size == len(LARGE)
+        assert await pull(unpacked(mirror), digest) == LARGE
+    # Ranges go along; and a redirect costs no connection.
+    assert [path[:6] for _, path, asked in server.log if "range" in asked].count("/there") == 2
+    assert server.connections <= 3
+
+
+async def test_redirects_end(server: WebServerThread) -> None:
+    server.faults.redirect = "/again{path}"
+    async with mirror_of(server.url) as mirror:
+        with pytest.raises(RemoteProtocolError, match="redirects more than 5 times"):
+            await mirror.inspect(ABSENT)
+    assert server.requests.total() == 6
+
+
+async def test_a_redirect_to_nowhere(server: WebServerThread) -> None:
+    async with mirror_of(server.url) as mirror:
+        for where in ("ftp://host/x", "http://[::1", "gopher:x"):
+            server.faults.redirect = where
+            with pytest.raises((RemoteProtocolError, ConnectionBroken)):
+                await mirror.inspect(ABSENT)
+
+
+# --- names and passwords
+
+
+async def test_credentials_go_to_their_own_host_and_into_no_message(
+    server: WebServerThread, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "cafsfs")
+    digest = stored(server, b"content")
+    with web_server(tmp_path) as other:
+        url = server.url.replace("127.0.0.1", "me:geheim@127.0.0.1")
+        async with mirror_of(url) as mirror:
+            assert mirror.name == server.url
+            assert await pull(unpacked(mirror), digest) == b"content"
+            assert server.log[-1][2]["authorization"] == "Basic bWU6Z2VoZWlt"
+            server.faults.redirect = other.url + "/there{path}"
+            assert await pull(unpacked(mirror), digest) == b"content"
+            assert "authorization" not in other.log[-1][2]
+            server.faults = Faults(status=401)
+            with pytest.raises(ServerRefused) as caught:
+                await mirror.inspect(digest)
+    assert "geheim" not in caplog.text + repr(caught.value)
+
+
+async def test_nothing_is_uploaded(server: WebServerThread) -> None:
+    async with mirror_of(server.url) as mirror:
+        with pytest.raises(StoreError, match=r"cannot store .* on mirror") as caught:
+            await mirror.deposit(ABSENT, lambda: MemoryBody(packed(b"")))
+        assert caught.value.hint is not None
+    assert server.connections == 0
+
+
+async def test_parts_are_not_to_be_had(server: WebServerThread) -> None:
+    async with mirror_of(server.url) as mirror:
+        with pytest.raises(RangeError):
+            async with mirror.fetch(ABSENT, offset=16):
+                pass
+
+
+# --- TLS
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[tuple[WebServerThread, Path]]:
+    """A server with a certificate, and the file that vouches for it."""
+    files = certificate_for("127.0.0.1", tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files)
+    (tmp_path / "files").mkdir()
+    with web_server(tmp_path / "files", context) as server:
+        yield server, files
+
+
+async def test_who_is_not_trusted_is_not_talked_to(secured: tuple[WebServerThread, Path]) -> None:
+    server, _ = secured
+    async with mirror_of(server.url) as mirror:
+        with pytest.raises(Unreachable, match="its certificate is not trusted: ") as caught:
+            await mirror.inspect(ABSENT)
+        assert caught.value.hint is not None
+        assert "SSL_CERT_FILE" in caught.value.hint
+    assert not server.requests
+
+
+async def test_who_is_trusted_by_ssl_cert_file_is(
+    secured: tuple[WebServerThread, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, files = secured
+    monkeypatch.setenv("SSL_CERT_FILE", str(files))
+    digest = stored(server, LARGE)
+    server.faults.breaks_at = [3 * MIB]
+    async with mirror_of(server.url) as mirror:
+        assert await pull(unpacked(mirror), digest) == LARGE
+        server.faults.redirect = server.url.replace("https", "http") + "/there{path}"
+        with pytest.raises(ServerRefused, match="redirects from https to http"):
+            await pull(unpacked(mirror), digest)
+
+
+# --- breaks
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("at", [MIB, MIB + 1, 4 * MIB - 7, 5 * MIB - 1])
+@each_way
+async def test_a_body_that_breaks_off_goes_on(
+    server: WebServerThread, way: Callable[[bytes], bytes], at: int, reset: bool
+) -> None:
+    mirrored = way(LARGE)
+    digest = stored(server, LARGE, mirrored)
+    server.faults.breaks_at, server.faults.reset = [at], reset
+    async with mirror_of(server.url) as mirror:
+        assert await pull(unpacked(mirror), digest) == LARGE
+    assert server.requests == {"GET": 2}
+    if not reset:  # which may overtake what was sent
+        assert server.bytes_sent == len(mirrored) + 16
+        asked = server.log[-1][2]
+        assert (asked["range"], asked["if-range"]) == (f"bytes={at - 16}-", '"one"')
+
+
+async def test_it_goes_on_more_than_once(server: WebServerThread) -> None:
+    digest = stored(server, LARGE)
+    server.faults.breaks_at = [MIB, MIB + 5, 3 * MIB, 3 * MIB + 1, 4 * MIB + 10]
+    async with mirror_of(server.url) as mirror:
+        assert await pull(unpacked(mirror), digest) == LARGE
+    assert server.requests == {"GET": 6}
+
+
+@pytest.mark.parametrize(
+    ("etag", "modified", "sent"),
+    [
+        ('"one"', None, '"one"'),
+        (None, "Sat, 01 Jan 2000 00:00:00 GMT", "Sat, 01 Jan 2000 00:00:00 GMT"),
+        ('W/"one"', "Sat, 01 Jan 2000 00:00:00 GMT", "Sat, 01 Jan 2000 00:00:00 GMT"),
+        ('W/"one"', None, None),
+        (None, None, None),
+        (None, "Fri, 01 Jan 2100 00:00:00 GMT", None),
+        (None, "yesterday", None),
+    ],
+)
+async def test_it_goes_on_only_with_what_proves_to_be_the_same(
+    server: WebServerThread, etag: str | None, modified: str | None, sent: str | None
+) -> None:
+    digest = stored(server, LARGE)
+    server.faults = Faults(etag=etag, modified=modified, breaks_at=[2 * MIB])
+    async with mirror_of(server.url) as mirror:
+        if sent is None:
+            with pytest.raises(ConnectionBroken, match="broke: "):
+                await pull(unpacked(mirror), digest)
+        else:
+            assert await pull(unpacked(mirror), digest) == LARGE
+            assert server.log[-1][2]["if-range"] == sent
+        assert server.requests == {"GET": 2 if sent else 1}
+
+
+@pytest.mark.parametrize("change", ["etag", "etag, if-range ignored", "length", "gone", "ranges"])
+async def test_what_has_changed_is_begun_anew(
+    server: WebServerThread, change: str, expect_log: Callable[..., None]
+) -> None:
+    """A packed blob may be recompressed at any time: the splice of two would be no blob."""
+    digest = stored(server, LARGE, packed(LARGE))
+    server.faults.breaks_at = [2 * MIB]
+    async with mirror_of(server.url) as mirror:
+        async with mirror.fetch(digest) as body:
+            await body.readinto(memoryview(bytearray(1)))
+            match change:
+                case "gone":
+                    server.put(digest.hex, b"")
+                    server.faults.status = 404
+                case "length":
+                    expect_log("it was asked for the rest of a body, and announces something else")
+                    server.put(digest.hex, packed(LARGE) + b"x")
+                case "ranges":
+                    server.faults.ranges = "ignored"
+                case _:
+                    server.faults.etag, server.faults.modified = '"two"', None
+                    server.faults.if_range = "ignored" not in change
+                    server.put(digest.hex, packed(content_of(len(LARGE))))
+            with pytest.raises(ConnectionBroken):
+                await read(body)
+        server.faults = Faults(etag='"two"')
+        server.put(digest.hex, packed(LARGE, Compression.ZSTD))
+        assert await pull(RetryingStore(unpacked(mirror), attempts=2), digest) == LARGE
+
+
+async def test_the_rest_has_to_join_what_came(
+    server: WebServerThread, expect_log: Callable[..., None]
+) -> None:
+    expect_log("the rest of a body has other bytes where it begins")
+    digest = stored(server, LARGE)
+    server.faults.breaks_at, server.faults.ranges = [2 * MIB], "foreign"
+    async with mirror_of(server.url) as mirror:
+        with pytest.raises(ConnectionBroken):
+            await pull(unpacked(mirror), digest)
+        assert mirror.ranges == "unsound"
+        assert await pull(unpacked(mirror), digest) == LARGE
+
+
+async def test_below_a_mebibyte_it_is_begun_anew(server: WebServerThread) -> None:
+    digest = stored(server, LARGE)
+    server.faults.breaks_at = [MIB - 1]
+    async with mirror_of(server.url) as mirror:
+        assert await pull(RetryingStore(unpacked(mirror), attempts=2), digest) == LARGE
+    assert ["range" in asked for _, _, asked in server.log] == [False, False]
+
+
+async def test_a_server_that_is_gone_for_good_ends_it(
+    server: WebServerThread, jumping_clock: MockClock
+) -> None:
+    digest = stored(server, LARGE)
+    server.faults.breaks_at = [2 * MIB]
+    async with mirror_of(server.url) as mirror:
+        async with mirror.fetch(digest) as body:
+            await body.readinto(memoryview(bytearray(1)))
+            server.close()
+            began = trio.current_time()
+            with pytest.raises((ConnectionBroken, Unreachable)):
+                await read(body)
+            assert trio.current_time() - began < 10
+        with pytest.raises(Unreachable, match=f"cannot connect to {server.url}: ") as caught:
+            await mirror.greet()
+        assert caught.value.hint is not None
+
+
+async def test_an_idle_connection_that_was_closed_is_not_used(server: WebServerThread) -> None:
+    digest = stored(server, b"content")
+    async with mirror_of(server.url) as mirror:
+        for _ in range(3):
+            assert await pull(unpacked(mirror), digest) == b"content"
+            server.hang_up()
+            await trio.sleep(0.02)
+    assert server.connections == 3
+
+
+# --- deadlines
+
+HURRIED = Deadlines(connect=2.0, question=3.0, answer=4.0, progress=5.0)
+
+
+async def test_a_server_that_never_answers_costs_a_bounded_time(
+    server: WebServerThread, jumping_clock: MockClock
+) -> None:
+    server.faults.stalls_before_head = True
+    async with mirror_of(server.url, deadlines=HURRIED) as mirror:
+        for ask, seconds in (
+            (mirror.inspect(ABSENT), 3),
+            (mirror.find_absent([ABSENT]), 3),
+            (mirror.greet(), 3),
+            (pull(unpacked(mirror), ABSENT), 4),
+        ):
+            began = trio.current_time()
+            with pytest.raises(TimedOut, match=f"no answer from .* within {seconds} s"):
+                await ask
+            assert trio.current_time() - began == pytest.approx(2 + seconds, abs=1)
+
+
+@pytest.mark.parametrize("drip", [1000.0, 0.2])
+async def test_a_drip_holds_nobody_for_longer_than_silence(
+    server: WebServerThread, jumping_clock: MockClock, drip: float
+) -> None:
+    digest = stored(server, LARGE)
+    server.faults.drip = drip
+    async with mirror_of(server.url, deadlines=HURRIED) as mirror:
+        began = trio.current_time()
+        with pytest.raises(TimedOut, match=r"sent only \d+ bytes in 5 s"):
+            await pull(unpacked(mirror), digest)
+        assert trio.current_time() - began == pytest.approx(5, abs=1)
+        began = trio.current_time()
+        with pytest.raises(TimedOut, match=r"sent only \d+ bytes in 3 s"):
+            await mirror.inspect(digest)
+        assert trio.current_time() - began == pytest.approx(3, abs=1)
+
+
+async def test_who_waits_may_be_cancelled_and_wait_again(server: WebServerThread) -> None:
+    """As the pump does after a second, to give its memory back: no byte is lost."""
+    content = content_of(20)
+    digest = stored(server, content, packed(content))
+    server.faults.drip = 0.03
+    come, given_up = b"", 0
+    async with mirror_of(server.url) as mirror, mirror.fetch(digest) as body:
+        while len(come) < len(content) + 16:
+            buffer = memoryview(bytearray(100))
+            with trio.move_on_after(0.01) as scope:
+                come += buffer[: await body.readinto(buffer)]
+            given_up += scope.cancelled_caught
+    assert come == packed(content)
+    assert given_up > 5
+
+
+async def test_who_has_no_time_leaves_nothing_open(server: WebServerThread) -> None:
+    digest = stored(server, LARGE)
+    async with mirror_of(server.url, connections=1) as mirror:
+        for _ in range(3):
+            with trio.CancelScope() as scope:
+                async with mirror.fetch(digest) as body:
+                    await body.readinto(memoryview(bytearray(1000)))
+                    scope.cancel()
+                    await read(body)
+            assert scope.cancelled_caught
+            async with mirror.fetch(digest) as body:
+                await body.readinto(memoryview(bytearray(1000)))
+        assert await pull(unpacked(mirror), digest) == LARGE
+    assert server.connections == 7
+
+
+async def test_so_many_bodies_at_once(server: WebServerThread) -> None:
+    digests = [stored(server, content_of(MIB, each)) for each in range(1, 13)]
+    coming = most = 0
+    async with mirror_of(server.url, connections=3) as mirror:
+
+        async def fetch(digest: Digest) -> None:
+            nonlocal coming, most
+            async with mirror.fetch(digest) as body:
+                coming += 1
+                most = max(most, coming)
+                assert hash_bytes((await read(body))[16:]) == digest
+                coming -= 1
+
+        async with trio.open_nursery() as nursery:
+            for each in digests:
+                nursery.start_soon(fetch, each)
+            await mirror.find_absent(digests)  # never waits for bodies
+    assert most == 3
+    assert server.connections <= 3 + 4
