@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Collection
 from itertools import product
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from cafsfs.digest import Digest
 from cafsfs.errors import (
@@ -15,10 +18,13 @@ from cafsfs.errors import (
     ServerRefused,
     StoreError,
     Unreachable,
+    UsageError,
 )
 from cafsfs.packing import hash_bytes
-from cafsfs.store.contracts import ContentStore, Wanted
-from cafsfs.store.memory import MemorySource
+from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore, Wanted
+from cafsfs.store.health import Site
+from cafsfs.store.memory import MemorySink, MemorySource
+from cafsfs.store.routing import SMALL, RoutingStore, _Progress, _WatchedSink
 from tests.store.routes import routed
 from tests.store.samples import ABSENT, FullDisk, MemoryDestination, pull, pull_many, stat_many
 from tests.store.scripted import ScriptedStore
@@ -156,3 +162,337 @@ async def test_of_a_batch_the_next_store_is_asked_for_what_is_left(
         wanted[4]: BlobNotFound,
     }
     assert (len(first.calls), len(second.calls)) == (5, 3)
+
+
+# --- several replicas
+
+
+async def puts(store: RoutingStore, content: bytes) -> tuple[str, ...]:
+    return await store.put(hash_bytes(content), MemorySource(content))
+
+
+def holders(*stores: ScriptedStore) -> list[int]:
+    return [number for number, store in enumerate(stores) if DIGEST in store.blobs]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+async def test_put_stores_as_many_as_are_wanted_and_says_where(replicas: int) -> None:
+    stores = [ScriptedStore() for _ in range(3)]
+    names = await puts(routed(*stores, replicas=replicas), CONTENT)
+    assert len(names) == len(holders(*stores)) == replicas
+
+
+async def test_a_reader_asks_first_where_a_writer_has_put() -> None:
+    stores = [ScriptedStore(), ScriptedStore(), ScriptedStore()]
+    store = routed(*stores)
+    for place in store.router.places:
+        store.router.measured(place, 0.01)
+    contents = [b"%d" % number for number in range(30)]
+    for each in contents:
+        await puts(store, each)
+        assert await pull(store, hash_bytes(each)) == each
+    assert sum(len(each.calls) for each in stores) == 2 * len(contents)
+    assert all(each.blobs for each in stores)
+
+
+@pytest.mark.parametrize("zone", ["eu", "us"])
+async def test_put_keeps_to_the_zone_as_long_as_somebody_there_takes_it(
+    zone: str, expect_log: Callable[[str], None]
+) -> None:
+    stores = [ScriptedStore(), ScriptedStore(), ScriptedStore(), ScriptedStore()]
+    sites = [Site(name=f"{number}", zone="eu" if number < 2 else "us") for number in range(4)]
+    local = {"eu": [0, 1], "us": [2, 3]}[zone]
+    store = routed(*stores, sites=sites, zone=zone, replicas=2)
+    await puts(store, CONTENT)
+    assert holders(*stores) == local
+    for each in local:
+        stores[each].errors = [ServerRefused("it is full")]
+    expect_log("going on with the next server: it is full")
+    await puts(store, b"more")
+    assert [b"more" in each.blobs.values() for each in stores] == [
+        each not in local for each in range(4)
+    ]
+
+
+async def test_put_falls_over_to_the_next(expect_log: Callable[[str], None]) -> None:
+    expect_log("going on with the next server: refused")
+    stores = [ScriptedStore(), ScriptedStore(), ScriptedStore()]
+    store = routed(*stores, replicas=2)
+    first = store.router.writers(DIGEST)[0]
+    stores[store.router.places.index(first)].errors = [ServerRefused("refused")]
+    await puts(store, CONTENT)
+    assert len(holders(*stores)) == 2
+    assert first.errors == 1
+
+
+@pytest.mark.parametrize("taking", [0, 1])
+async def test_too_few_replicas_are_an_error_that_says_who_has_it(
+    taking: int, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("going on with the next server")
+    stores = [ScriptedStore() for _ in range(3)]
+    for each in stores[taking:]:
+        each.errors = [ServerRefused("it is full")]
+    with pytest.raises(ServerRefused, match="it is full") as caught:
+        await puts(routed(*stores, replicas=2), CONTENT)
+    assert len(holders(*stores)) == taking
+    told = f"{DIGEST} is on scripted only, not on 2 servers: it is full"
+    assert str(caught.value) == (told if taking else "it is full")
+
+
+def test_more_replicas_than_servers_are_refused() -> None:
+    sites = [Site(name="0"), Site(name="mirror", last=True)]
+    with pytest.raises(UsageError, match="2 replicas need 2 servers, there is one"):
+        routed(ScriptedStore(), ScriptedStore(), sites=sites, replicas=2)
+
+
+# --- in doubt, the other
+
+
+async def test_who_is_back_is_asked_first_again(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("going on with the next server: nobody")
+    expect_log(DOWN)
+    near, far = ScriptedStore(CONTENT), ScriptedStore(CONTENT)
+    sites = [Site(name="0", zone="eu"), Site(name="1", zone="us")]
+    store = routed(near, far, sites=sites, nursery=nursery, fail_fast=True, zone="eu")
+    near.errors = [Unreachable("nobody is there")]
+    assert await pull(store, DIGEST) == CONTENT
+    assert [each.state for each in store.router.states()] == ["down", "up"]
+    assert store.router.states()[0].reason == "nobody is there"
+    near.calls.clear()
+    await pull(store, DIGEST)
+    assert near.calls == []
+    await trio.sleep(1.1)
+    assert [each.state for each in store.router.states()] == ["up", "up"]
+    far.calls.clear()
+    await pull(store, DIGEST)
+    assert far.calls == []
+
+
+async def test_times_are_measured_in_the_background_and_the_nearest_is_asked(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    far, near = Slow(0.1), Slow(0.01)
+    store = routed(far, near, nursery=nursery)
+    await pull(store, DIGEST)
+    assert "pull" not in near.calls
+    await trio.sleep(1)
+    assert [each.seconds for each in store.router.states()] == [0.1, 0.01]
+    await pull(store, DIGEST)
+    assert far.calls.count("pull") == 1
+    assert near.calls.count("pull") == 1
+    await trio.sleep(100)  # and again, when somebody asks
+    await pull(store, DIGEST)
+    await trio.sleep(1)
+    assert far.calls.count("find_missing") == 2
+
+
+class Slow(ScriptedStore):
+    """Has the blob, and takes its time for everything."""
+
+    def __init__(self, seconds: float, content: bytes = CONTENT) -> None:
+        super().__init__(content)
+        self.seconds = seconds
+
+    async def _begin(self, verb: str) -> None:
+        self.calls.append(verb)
+        try:
+            await trio.sleep(self.seconds)
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+
+
+def hedging(*stores: ContentStore) -> RoutingStore:
+    """A store that has learned that an answer takes a tenth of a second."""
+    sites = [Site(name=str(number), priority=number) for number in range(len(stores))]
+    store = routed(*stores, sites=sites)
+    for _ in range(20):
+        store.router.hedging.note(0.1)
+        store.router.hedging.begin()
+    return store
+
+
+async def test_a_second_stat_goes_out_when_the_first_is_late(autojump_clock: MockClock) -> None:
+    slow, quick = Slow(5), Slow(0.01)
+    store = hedging(slow, quick)
+    began = trio.current_time()
+    stat = await store.stat(DIGEST)
+    assert stat.packed_size == len(CONTENT) + 16
+    assert trio.current_time() - began == pytest.approx(0.11)
+    assert slow.cancelled == 1
+    assert store.router.hedging.hedges == 1
+    # Nothing is saved up for another.
+    await store.stat(DIGEST)
+    assert trio.current_time() - began == pytest.approx(5.11)
+
+
+async def test_a_small_blob_is_pulled_twice_when_the_first_is_late(
+    autojump_clock: MockClock,
+) -> None:
+    slow, quick = Slow(0), Slow(0.01)
+    store = hedging(slow, quick)
+    await store.stat(DIGEST)  # it is small: only now that is known
+    slow.seconds = 5
+    began = trio.current_time()
+    assert await pull(store, DIGEST) == CONTENT
+    assert trio.current_time() - began == pytest.approx(0.11)
+    assert slow.cancelled == 1
+
+
+async def test_a_large_blob_is_pulled_once(autojump_clock: MockClock) -> None:
+    content = bytes(SMALL)
+    slow, quick = Slow(0, content), Slow(0.01, content)
+    store = hedging(slow, quick)
+    digest = hash_bytes(content)
+    stat = await store.stat(digest)
+    assert stat.size == SMALL
+    slow.seconds = 4
+    assert await pull(store, digest) == content
+    assert quick.calls == []
+
+
+async def test_who_has_it_not_is_no_answer_to_a_late_question(autojump_clock: MockClock) -> None:
+    slow, empty = Slow(1), Slow(0.01, b"something else")
+    assert (await hedging(slow, empty).stat(DIGEST)).packed_size == len(CONTENT) + 16
+
+
+# --- in mid-pull
+
+BLOB = bytes(range(256)) * 40
+
+
+class Tap(ScriptedStore):
+    """Sends a blob in pieces of a hundred bytes, with a pause before each; then none any more."""
+
+    def __init__(self, pause: float, *, dry_after: int | None = None) -> None:
+        super().__init__(BLOB, step=100)
+        self.pause = pause
+        self.dry_after = dry_after
+        self.greets = True
+        self.wrong = False
+
+    async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+        self.calls.append("pull")
+        if self.wrong:
+            raise CorruptBlob("wrong bytes")
+        content = self._get(digest)
+        if self.dry_after != 0:
+            sink.restart()
+        try:
+            for number, at in enumerate(range(0, len(content), 100)):
+                await trio.sleep(math.inf if number == self.dry_after else self.pause)
+                sink.write(content[at : at + 100])
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+        return BlobStat(size=len(content), packed_size=len(content) + 16, source="tap")
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        await trio.lowlevel.checkpoint()
+        if not self.greets:
+            raise Unreachable("nobody is there")
+        return set(digests) - self.blobs.keys()
+
+
+LEAVING = "WARNING cafsfs.store.routing: going on with the next server: 0 "
+
+
+@pytest.mark.parametrize(
+    ("pause", "dry_after", "reason", "seconds"),
+    [
+        (0.01, 30, "has sent nothing more of .* for 5 s", 8),
+        (1.0, None, r"sends \d+ bytes a second", 13),
+    ],
+    ids=["stalled", "slow"],
+)
+async def test_a_pull_leaves_who_is_slow_for_who_has_it(
+    pause: float,
+    dry_after: int | None,
+    reason: str,
+    seconds: float,
+    autojump_clock: MockClock,
+    expect_log: Callable[[str], None],
+) -> None:
+    expect_log(LEAVING + reason)
+    slow, quick = Tap(pause, dry_after=dry_after), Tap(0.001)
+    store = routed(slow, quick, slow_rate=1000)
+    began = trio.current_time()
+    assert await pull(store, hash_bytes(BLOB)) == BLOB
+    assert trio.current_time() - began < seconds
+    assert slow.cancelled == 1
+    states = store.router.states()
+    assert (states[0].state, states[0].left, states[1].state) == ("suspect", 1, "up")
+    # And it is not asked first for the next half minute.
+    await pull(store, hash_bytes(BLOB))
+    assert slow.calls.count("pull") == 1
+
+
+@pytest.mark.parametrize("other", ["has it not", "is down", "is slow"])
+async def test_a_pull_stays_with_who_is_slow_if_nobody_else_is_better(
+    other: str, autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    slow, second = Tap(1.0), Tap(1.0)
+    if other == "has it not":
+        second.blobs.clear()
+    elif other == "is down":
+        expect_log("1 is down")
+        second.errors = [Unreachable("nobody is there")] * 100
+    else:
+        expect_log(LEAVING)
+    store = routed(slow, second, slow_rate=1000)
+    assert await pull(store, hash_bytes(BLOB)) == BLOB
+    assert slow.calls.count("pull") + second.calls.count("pull") == 1 + (other == "is slow")
+
+
+async def test_who_was_left_is_asked_again_if_nobody_else_has_it_in_the_end(
+    autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    """It said that it had the blob."""
+    expect_log(LEAVING)
+    slow, liar = Tap(0.5), Tap(0.001)
+    store = routed(slow, liar, slow_rate=1000)
+    slow.blobs = {DIGEST: bytes(8000)}
+    liar.blobs = {DIGEST: b""}
+    liar.wrong = True
+    assert await pull(store, DIGEST) == bytes(8000)
+    assert slow.calls.count("pull") == 2
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_before_its_first_byte_a_server_is_left_only_if_it_does_not_greet(
+    lives: bool, autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    """It may be reading the blob from its disk (protocol page, 3.4)."""
+    frozen, other = Tap(0.001, dry_after=0), Tap(0.001)
+    frozen.greets = lives
+    store = routed(frozen, other, slow_rate=1000)
+    if not lives:
+        expect_log(LEAVING + "has sent nothing of .*, and does not greet")
+        expect_log("0 is down")
+        assert await pull(store, hash_bytes(BLOB)) == BLOB
+        assert trio.current_time() < 8
+        return
+    with pytest.raises(trio.TooSlowError), trio.fail_after(60):
+        await pull(store, hash_bytes(BLOB))
+    assert other.calls == []
+
+
+def test_our_own_slow_disk_is_not_the_servers_fault() -> None:
+    sink = _WatchedSink(MemorySink())
+    progress = _Progress(0)
+    sink.write(bytes(1000))
+    for now, busy, still, rate in (
+        (1, False, 0, math.inf),
+        (12, False, 11, 0.0),
+        (13, True, 0, math.inf),
+        (30, True, 0, math.inf),
+        (31, False, 1, math.inf),
+        (39, False, 9, math.inf),
+        (40, False, 10, 0),
+    ):
+        sink.busy = busy
+        progress.look(now, sink)
+        assert (progress.still, progress.rate) == (still, rate)
