@@ -196,7 +196,7 @@ def test_a_healthy_second_server(
     scratch: Path,
     name: str,
 ) -> None:
-    mount = mounting(*DEADLINES, uri=f"cafs://{line.address},{second.address}{ROOT}")
+    mount = mounting(*DEADLINES, uri=f"cafs://{line.address},{second.address};priority=1{ROOT}")
     sufferer = Sufferer(mount, cached, line)
     sufferer.copy(blob, scratch / "copy", CASES[name]).ok()
     sufferer.leaves_nothing()
