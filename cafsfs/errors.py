@@ -11,7 +11,8 @@
     │   ├── Unreachable       no connection to the server
     │   │   └── ConnectTimedOut  none within its deadline; a TimedOut too
     │   ├── TimedOut          a deadline passed
-    │   └── ConnectionBroken  the connection ended in the middle of something
+    │   ├── ConnectionBroken  the connection ended in the middle of something
+    │   └── TooFewReplicas    an upload is on some servers, and not on as many as it should be
     ├── CorruptBlob           bytes that are not the blob: wrong hash, bad packing, wrong length
     ├── RangeError            a range that lies outside the blob
     ├── ServerRefused         the server answered with an error of its own
@@ -95,6 +96,14 @@ class ConnectionBroken(Unavailable):
     """
 
     answered: bool = True
+
+
+class TooFewReplicas(Unavailable):
+    """An upload is on ``servers``, and they are fewer than it should be on."""
+
+    def __init__(self, message: str, *, servers: tuple[str, ...], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.servers = servers
 
 
 class CorruptBlob(CafsError):

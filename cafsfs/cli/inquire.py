@@ -35,7 +35,11 @@ def check(
     """Tell which of the blobs the store at URI has.
 
     Prints a line "<hash>  present" or "<hash>  absent" for each. Exit code 0 if all are there, 1
-    if any is absent, 3 if no server could tell. A server has no blob of a root that it lacks.
+    if any is absent, 3 if no server could tell of one. A server has no blob of a root that it
+    lacks.
+
+    A blob is present if any server has it, and absent if all have said that they have not: of one
+    that nobody has, while a server cannot be asked, nothing is said but that (exit code 3).
 
     \b
     cafsfs check cafs://127.0.0.1/data HASH && echo it is there
@@ -43,22 +47,26 @@ def check(
     digests = [Digest.parse(each) for each in hashes]
     target = find_quietly(uri, config, flags)
     try:
-        missing = run(lambda: _find_missing(target, digests))
+        unseen, trouble = run(lambda: _find_unseen(target, digests))
     except CafsError as error:
-        complain(error)
-        sys.exit(_NOBODY_COULD_TELL)
-    if as_json:
-        found = [{"hash": each.hex, "present": each not in missing} for each in digests]
+        unseen, trouble = set(digests), error
+    told = [each for each in digests if trouble is None or each not in unseen]
+    if as_json and told:
+        found = [{"hash": each.hex, "present": each not in unseen} for each in told]
         emit(json.dumps(found) + "\n")
-    else:
-        for digest in digests:
-            emit(f"{digest}  {'absent' if digest in missing else 'present'}\n")
-    sys.exit(_ABSENT if missing else 0)
+    elif told:
+        emit("".join(f"{each}  {'absent' if each in unseen else 'present'}\n" for each in told))
+    if trouble is not None and unseen:
+        complain(trouble)
+        sys.exit(_NOBODY_COULD_TELL)
+    sys.exit(_ABSENT if unseen else 0)
 
 
-async def _find_missing(target: Target, digests: list[Digest]) -> set[Digest]:
+async def _find_unseen(
+    target: Target, digests: list[Digest]
+) -> tuple[set[Digest], CafsError | None]:
     async with open_store(target.uri, target.store) as store:
-        return await store.find_missing(digests)
+        return await store.find_unseen(digests)
 
 
 @click.command(short_help="Show sizes and compression of blobs at URI.")
@@ -69,9 +77,10 @@ async def _find_missing(target: Target, digests: list[Digest]) -> set[Digest]:
 def stat(
     uri: str, hashes: tuple[str, ...], config: Path | None, *, as_json: bool, **flags: str | None
 ) -> None:
-    """Show content size, packed size (both in bytes) and compression of blobs at URI.
+    """Show content size, packed size (both in bytes), compression and source of blobs at URI.
 
-    Exit code 1 if any is absent, 3 if no server could tell of one.
+    The source is the server that told; of several, one of this --zone is asked first. Exit code 1
+    if any is absent, 3 if no server could tell of one.
 
     \b
     cafsfs stat cafs://127.0.0.1/data HASH
@@ -125,7 +134,7 @@ def _as_line(digest: Digest, found: BlobStat | CafsError) -> str:
     if isinstance(found, CafsError):
         return f"{digest}  absent"
     packed = f"packed={found.packed_size}  compression={_compression(found)}"
-    return f"{digest}  size={found.size}  {packed}"
+    return f"{digest}  size={found.size}  {packed}  source={found.source}"
 
 
 def _compression(found: BlobStat) -> str | None:

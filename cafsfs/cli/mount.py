@@ -74,10 +74,15 @@ def mount(
     named by a hash is the blob with that hash: MOUNTPOINT/<hash>, or MOUNTPOINT/<hash>.<ext> for
     tools that go by the extension. What was read once is kept in the cache.
 
+    Several servers are a group: those of this --zone are read from first, others while they fail,
+    HTTP mirrors (--mirror) last. cafs:///root has the servers that TOML has in [[server]] tables.
+    Servers that share a secret with us want --secret-file.
+
     Returns once the mount answers. Both arguments may come from the file of --config.
 
     \b
     cafsfs mount cafs://127.0.0.1/data /mnt/cafs
+    cafsfs mount 'cafs://a;zone=eu,b;zone=us/data?zone=eu' /mnt/cafs
     cmp FILE /mnt/cafs/$(b3sum --no-names FILE)
     cafsfs unmount /mnt/cafs
     """

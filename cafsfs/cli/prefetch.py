@@ -101,7 +101,8 @@ def prefetch(
     """Fill the cache with the blobs HASH… from the store at URI.
 
     What is cached already is passed over, so that it can be stopped and started again. Reads of
-    mounts on the same cache go first. Prints the hashes of the blobs that could not be had, which
+    mounts on the same cache go first. Servers of this --zone are asked first, HTTP mirrors
+    (--mirror) last. Prints the hashes of the blobs that could not be had, which
     --from takes again; with --json a summary. Exit code 1 if there is any.
 
     With --check it pulls nothing, and prints "<hash>  remote" or "<hash>  absent" for each blob

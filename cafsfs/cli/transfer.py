@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
@@ -73,27 +76,48 @@ def _advice(target: Target) -> Iterator[None]:
     show_default=True,
     help="pack with this, except small files and those that are compressed already",
 )
+@click.option("--json", "as_json", is_flag=True, help="print a line of JSON for each file")
 @with_options(StoreOptions, LogOptions, defaults=QUIET, without=FOR_DOWNLOADS)
 def put(
-    uri: str, paths: tuple[Path, ...], compression: str, config: Path | None, **flags: str | None
+    uri: str,
+    paths: tuple[Path, ...],
+    compression: str,
+    config: Path | None,
+    *,
+    as_json: bool,
+    **flags: str | None,
 ) -> None:
     """Upload files, and all files in directories, to the store at URI.
 
     In directories, links to files count as files; links to directories, broken links and special
     files are passed over.
 
-    Prints a line "<hash>  <path>" for each, as b3sum does: `b3sum -c` checks them. What the store
-    has already is not sent again. Exit code 1 if any file failed; the others are uploaded, unless
-    no server can be reached.
+    Prints a line "<hash>  <path>" for each, as b3sum does: `b3sum -c` checks them. What a server
+    has already is not sent to it again, unless it is small. Exit code 1 if any file failed; the
+    others are uploaded, unless no server can be reached.
+
+    Of several servers N get each file (--replicas), those of this --zone first; where one fails or
+    is full, the next one does. A file that fewer than N have in the end has failed. With --json
+    each line tells who has it: {"hash": …, "path": …, "servers": […]}.
 
     \b
     cafsfs put cafs://127.0.0.1/data FILE
     cafsfs put --compression zstd cafs://127.0.0.1/data DIRECTORY > SUMS
+    cafsfs put --replicas 2 cafs://cafs1,cafs2,cafs3/data FILE
     """
     target = find_quietly(uri, config, flags)
+    if target.uri.directory is not None and target.store.replicas > 1:
+        raise UsageError(
+            f"`{target.uri.text}` is one directory, and cannot have {target.store.replicas}"
+            " replicas",
+            hint="name servers, as in cafs://a,b/root, or leave --replicas out",
+        )
     files = list(_walk(paths))
-    failed = run(lambda: _put(target, files, Compression[compression.upper()]))
-    if failed:
+    line = _json_line if as_json else _checksum_line
+    report = run(lambda: _put(target, files, Compression[compression.upper()], line))
+    if target.store.replicas > 1:
+        click.echo(report.replicas(target.store.replicas), err=True)
+    if report.failures:
         sys.exit(1)
 
 
@@ -126,27 +150,32 @@ def _may_be_file(path: Path) -> bool:
         return error.errno not in {errno.ENOENT, errno.ELOOP}  # links that lead nowhere
 
 
-async def _put(target: Target, files: list[Path], compression: Compression) -> int:
-    """Upload, printing in the order of ``files``; returns how many failed."""
+_Line = Callable[[Digest, Path, Sequence[str]], str]
+
+
+async def _put(target: Target, files: list[Path], compression: Compression, line: _Line) -> _Report:
+    """Upload, printing in the order of ``files``."""
     waiting = iter(enumerate(files))
     limiter = trio.CapacityLimiter(target.store.connections)
 
     async def work(store: ContentStore, progress: Progress, report: _Report) -> None:
         for index, path in waiting:
             try:
-                digest = await _put_file(store, path, limiter, progress)
-                report.done(index, _checksum_line(digest, path))
+                digest, servers = await _put_file(target, store, path, limiter, progress)
+                report.stored(index, line(digest, path, servers), servers)
             except Unreachable:
                 raise  # nor will the other files get there
             except CafsError as error:
                 report.failed(index, _about_file(path, error, target.uri))
 
-    async with open_store(target.uri, target.store, compression=compression) as store:
+    async with open_store(
+        target.uri, target.store, compression=compression, replicas=target.store.replicas
+    ) as store:
         with Progress(sum(map(_size, files))) as progress, _Report(progress) as report:
             async with trio.open_nursery() as nursery:
                 for _ in range(min(target.store.connections, len(files))):
                     nursery.start_soon(work, store, progress, report)
-    return report.failures
+    return report
 
 
 class _Report:
@@ -157,6 +186,8 @@ class _Report:
         self._lines: dict[int, str] = {}
         self._next = 0
         self._hints: set[str | None] = set()
+        self._files = 0
+        self._servers: Counter[str] = Counter()
         self.failures = 0
 
     def __enter__(self) -> Self:
@@ -167,7 +198,18 @@ class _Report:
         for index in sorted(self._lines):
             emit(self._lines[index])
 
-    def done(self, index: int, line: str) -> None:
+    def stored(self, index: int, line: str, servers: Sequence[str]) -> None:
+        self._files += 1
+        self._servers.update(servers)
+        self._done(index, line)
+
+    def replicas(self, wanted: int) -> str:
+        """One line on who has how many."""
+        count = f"{self._files} file" + ("" if self._files == 1 else "s")
+        have = [f"{name} has {number}" for name, number in sorted(self._servers.items())]
+        return ", ".join([f"stored {count} on {wanted} servers each", *have])
+
+    def _done(self, index: int, line: str) -> None:
         self._lines[index] = line
         with self._progress.aside():
             while self._next in self._lines:
@@ -181,7 +223,7 @@ class _Report:
         self._hints.add(error.hint)
         with self._progress.aside():
             complain(error)
-        self.done(index, "")
+        self._done(index, "")
 
 
 def _about_file(path: Path, error: CafsError, uri: StoreUri) -> CafsError:
@@ -197,9 +239,13 @@ def _about_file(path: Path, error: CafsError, uri: StoreUri) -> CafsError:
 
 
 class _Watched:
-    """A file whose upload is shown; a second try shows what the first has not reached."""
+    """A file whose upload is shown; a second try shows what the first has not reached.
+
+    So does a second server: threads read the file for both.
+    """
 
     def __init__(self, source: FileSource, progress: Progress) -> None:
+        self._lock = threading.Lock()
         self._source = source
         self._progress = progress
         self._shown = 0
@@ -218,23 +264,31 @@ class _Watched:
         return count
 
     def show(self, end: int) -> None:
-        if end > self._shown:
-            self._progress.advance(end - self._shown)
-            self._shown = end
+        with self._lock:
+            if end > self._shown:
+                self._progress.advance(end - self._shown)
+                self._shown = end
 
 
 async def _put_file(
-    store: ContentStore, path: Path, limiter: trio.CapacityLimiter, progress: Progress
-) -> Digest:
+    target: Target,
+    store: ContentStore,
+    path: Path,
+    limiter: trio.CapacityLimiter,
+    progress: Progress,
+) -> tuple[Digest, Sequence[str]]:
+    """Its hash, and who has it now."""
     source = await trio.to_thread.run_sync(FileSource, path, limiter=limiter)
     try:
         watched = _Watched(source, progress)
-        if await store.find_missing([source.digest]):
-            await store.put(source.digest, watched)
+        servers: Sequence[str] = [str(target.uri.directory)]
+        # Servers are asked by the store, each for itself.
+        if target.uri.directory is None or await store.find_missing([source.digest]):
+            servers = await store.put(source.digest, watched)
         watched.show(source.size)
     finally:
         source.close()
-    return source.digest
+    return source.digest, servers
 
 
 def _size(path: Path) -> int:
@@ -244,7 +298,11 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _checksum_line(digest: Digest, path: Path) -> str:
+def _json_line(digest: Digest, path: Path, servers: Sequence[str]) -> str:
+    return json.dumps({"hash": digest.hex, "path": str(path), "servers": list(servers)}) + "\n"
+
+
+def _checksum_line(digest: Digest, path: Path, _: Sequence[str]) -> str:
     """A line as b3sum writes it: a name with a newline or a backslash is escaped and marked."""
     name = str(path)
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
@@ -276,6 +334,9 @@ def get(
     """Download the blob HASH from the store at URI to a file, verified.
 
     The file appears when it is complete and its hash is right, not before.
+
+    Servers of this --zone are asked first, HTTP mirrors (--mirror) last; who fails, or has wrong
+    bytes, is passed over.
 
     \b
     cafsfs get cafs://127.0.0.1/data HASH -o FILE
@@ -314,6 +375,8 @@ def cat(uri: str, blob: str, config: Path | None, **flags: str | None) -> None:
 
     Nothing is written before all of it is verified: wrong bytes reach nobody. Until then it is
     kept in a file without a name in $TMPDIR.
+
+    Of several servers it asks those of this --zone first, HTTP mirrors (--mirror) last.
 
     \b
     cafsfs cat cafs://127.0.0.1/data HASH | less

@@ -116,6 +116,18 @@ class ContentStore(ABC):
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         """Which of ``digests`` are absent; raises Unavailable where that cannot be told."""
 
+    async def find_unseen(
+        self, digests: Collection[Digest]
+    ) -> tuple[set[Digest], CafsError | None]:
+        """Which of ``digests`` nobody has, of those who could be asked.
+
+        With an error not all could be: then they may be there all the same.
+        """
+        try:
+            return await self.find_missing(digests), None
+        except CafsError as error:
+            return set(digests), error
+
     @abstractmethod
     async def stat(self, digest: Digest) -> BlobStat:
         """What can be told without reading the whole blob.
@@ -170,8 +182,9 @@ class ContentStore(ABC):
         """Store the content of ``source`` under ``digest``, which the caller has computed.
 
         Returns the names of those who have it now: servers, or a directory. Storing what is there
-        already is fine. Raises Unavailable, ServerRefused, StoreError, and
-        CorruptBlob where the content is found not to have that hash: then nothing is stored.
+        already is fine. Raises Unavailable (TooFewReplicas where some have it, and not as many as
+        should), ServerRefused, StoreError, and CorruptBlob where the content is found not to have
+        that hash: then nothing is stored.
         """
 
 

@@ -27,7 +27,15 @@ from typing import Generic, TypeVar
 import trio
 
 from cafsfs.digest import Digest
-from cafsfs.errors import BlobNotFound, CafsError, CorruptBlob, TimedOut, Unavailable, UsageError
+from cafsfs.errors import (
+    BlobNotFound,
+    CafsError,
+    CorruptBlob,
+    TimedOut,
+    TooFewReplicas,
+    Unavailable,
+    UsageError,
+)
 from cafsfs.store.contracts import (
     BlobStat,
     ContentSink,
@@ -47,6 +55,9 @@ T = TypeVar("T")
 # Up to this packed length (bytes) a blob is asked for twice where that helps: its SIZE tells all
 # that a stat can tell cheaply, and a second copy costs little (protocol page, 3.4).
 SMALL = 256 << 10
+# Who has a larger blob is not sent it again. To ask costs a round trip, in which a line of 20 ms
+# and 3 MB/s brings as many bytes.
+_WORTH_ASKING = 64 << 10
 _KNOWN = 1000  # blobs that were just measured as small
 _STALLED = 5.0  # seconds without a byte of a body, after which a place is left
 _UNBEGUN = 5.0  # seconds without a first byte, after which a place is greeted, and again
@@ -89,15 +100,20 @@ class RoutingStore(ContentStore):
         return self._router
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        missing, failure = await self.find_unseen(digests)
+        if failure is not None:
+            raise failure
+        return missing
+
+    async def find_unseen(
+        self, digests: Collection[Digest]
+    ) -> tuple[set[Digest], CafsError | None]:
         missing = set(digests)
-        if not missing:  # nobody is asked: that is no answer
-            await trio.lowlevel.checkpoint()
-            return missing
-        places = self._router.readers()
+        await trio.lowlevel.checkpoint()
         failure: CafsError | None = None
-        for place in places:
-            if not missing:
-                break
+        for place in self._router.readers():
+            if not missing:  # nobody is asked of nothing: that would be no answer
+                return missing, None
             place.requests += 1
             try:
                 missing &= await self._stores[place].find_missing(missing)
@@ -105,10 +121,7 @@ class RoutingStore(ContentStore):
             except CafsError as error:
                 self._router.failed(place, error, None)
                 failure = _graver(failure, error)
-        failure = failure or self._router.refusal()
-        if missing and failure is not None:
-            raise await self._verdict(failure)
-        return missing
+        return missing, (failure or self._router.refusal()) if missing else None
 
     async def stat(self, digest: Digest) -> BlobStat:
         places = self._router.readers(digest)
@@ -187,7 +200,7 @@ class RoutingStore(ContentStore):
             for place in waiting:
                 place.requests += 1
                 try:
-                    names.extend(await self._stores[place].put(digest, source))
+                    names.extend(await self._put(place, digest, source))
                 except CorruptBlob:  # of the source: it is wrong everywhere
                     raise
                 except CafsError as error:
@@ -206,20 +219,29 @@ class RoutingStore(ContentStore):
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         if len(names) < self._replicas:
-            raise await self._verdict(self._too_few(digest, names, failures))
+            raise await self._verdict(self._too_few(names, failures))
         return tuple(names)
 
-    def _too_few(self, digest: Digest, names: list[str], failures: list[CafsError]) -> CafsError:
+    async def _put(self, place: Place, digest: Digest, source: ContentSource) -> tuple[str, ...]:
+        store = self._stores[place]
+        if source.size > _WORTH_ASKING and not await store.find_missing([digest]):
+            return (place.site.name,)
+        return await store.put(digest, source)
+
+    def _too_few(self, names: list[str], failures: list[CafsError]) -> CafsError:
+        """Who has it, and why the others have not."""
         failure: CafsError | None = None
         for error in failures:
             failure = _graver(failure, error)
         failure = failure or self._router.refusal() or Unavailable("no server takes it")
-        if not names:
-            return failure
-        return type(failure)(
-            f"{digest} is on {', '.join(names)} only, not on {self._replicas} servers: {failure}",
-            hint=failure.hint,
-        )
+        reasons = "; ".join(dict.fromkeys(map(str, failures))) or str(failure)
+        if names:
+            return TooFewReplicas(
+                f"it is on {', '.join(names)} only, not on {self._replicas} servers: {reasons}",
+                servers=tuple(names),
+                hint=failure.hint,
+            )
+        return failure if str(failure) == reasons else type(failure)(reasons, hint=failure.hint)
 
     # --- one after the other
 

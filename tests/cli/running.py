@@ -97,12 +97,12 @@ def run(
 class Serving:
     """``cafsfs serve`` over ``directory``, which has a root ``data``."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
         self.data = directory / "store" / "data"
         self.data.mkdir(parents=True, exist_ok=True)
         self._log = directory / "serve.log"
         self._process = start(
-            *("serve", self.data.parent, "--listen", "127.0.0.1:0", "--log-file", self._log)
+            *("serve", self.data.parent, "--listen", f"{host}:0", "--log-file", self._log)
         )
         self.address = self._wait_for(r"serving \S+ on (\S+)")
         self.uri = f"cafs://{self.address}/data"
@@ -110,6 +110,14 @@ class Serving:
     def stop(self) -> None:
         self._process.terminate()
         assert self._process.wait(PATIENCE) == 0
+
+    def kill(self) -> None:
+        """As a power cut would; once or more often."""
+        self._process.kill()
+        self._process.wait(PATIENCE)
+
+    def has(self, digest: Digest) -> bool:
+        return self.path_of(digest).exists()
 
     @property
     def connections(self) -> list[dict[str, str]]:

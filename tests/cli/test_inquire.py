@@ -70,10 +70,11 @@ def test_a_directory_that_is_not_there_cannot_tell(command: str, tmp_path: Path)
 def test_stat_tells_sizes_and_compression(server: Serving, blobs: dict[str, str]) -> None:
     done = run("stat", server.uri, *blobs.values()).ok()
     plain, packed, empty = done.text.splitlines()
-    assert plain == f"{blobs['plain']}  size=5  packed=21  compression=none"
+    source = f"  source={server.address}"
+    assert plain == f"{blobs['plain']}  size=5  packed=21  compression=none{source}"
     assert packed.startswith(f"{blobs['packed']}  size=7000  packed=")
-    assert packed.endswith("  compression=zstd")
-    assert empty == f"{blobs['empty']}  size=0  packed=16  compression=none"
+    assert packed.endswith(f"  compression=zstd{source}")
+    assert empty == f"{blobs['empty']}  size=0  packed=16  compression=none{source}"
 
 
 def test_stat_of_an_absent_blob(server: Serving, blobs: dict[str, str]) -> None:

@@ -26,6 +26,7 @@ WANTED = {
     errors.ConnectTimedOut: errno.ETIMEDOUT,
     errors.ConnectionBroken: errno.EIO,
     errors.AuthenticationFailed: errno.EIO,
+    errors.TooFewReplicas: errno.EIO,
     errors.CorruptBlob: errno.EIO,
     errors.RangeError: errno.EIO,
     errors.ServerRefused: errno.EIO,
