@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import trio
 
+from cafsfs.client.authentication import Line, authenticate
+from cafsfs.client.credentials import NO_CREDENTIALS, Credentials
 from cafsfs.client.servers import Deadlines, Server
 from cafsfs.digest import Digest
 from cafsfs.errors import (
+    AuthenticationFailed,
     BlobNotFound,
     CafsError,
     ConnectionBroken,
@@ -69,6 +72,22 @@ ANSWERS_TOGETHER = 20
 _SKIPPED = 256 << 10  # bytes at once of a body that are thrown away
 
 
+class _Awaited(NamedTuple):
+    """What did not come in time, and what to do about it."""
+
+    what: str
+    hint: str = "is it a CAFS server, and can it be reached from here?"
+
+
+_CONNECTION = _Awaited("connection to")
+_GREETING = _Awaited("greeting from")
+_PROOF = _Awaited(
+    "end of the authentication by",
+    "is it frozen? a server that dislikes our clock takes 2 s to show it: compare the clocks, or "
+    "wait longer with --connect-timeout",
+)
+
+
 class ServerConnection:
     """A connection that has been greeted and has named its root."""
 
@@ -80,7 +99,9 @@ class ServerConnection:
         self._control = memoryview(bytearray(_CONTROL_BUFFER))
         self._received_before = 0  # what had come in when the current command was sent
         self._closed = False
+        self._waits_for = _GREETING
         self.uses = 0  # commands so far; 0 on a fresh connection
+        self.round_trips = 3  # that it took to be ready: connecting, the greeting, the verdict
 
     @classmethod
     async def open(
@@ -89,13 +110,15 @@ class ServerConnection:
         root: bytes,
         deadlines: Deadlines,
         *,
+        credentials: Credentials = NO_CREDENTIALS,
         receive_buffer: int | None = None,
         must_grow: bool = False,
     ) -> ServerConnection:
-        """Connect, greet, name the root; see Transport.connect for the buffer.
+        """Connect, greet, authenticate, name the root; see Transport.connect for the buffer.
 
         Raises Unreachable (ConnectTimedOut for a late greeting too), ConnectionBroken,
-        RemoteProtocolError, ServerRefused, and LocalProtocolError for a root over 255 bytes.
+        AuthenticationFailed, RemoteProtocolError, ServerRefused, and LocalProtocolError for a root
+        over 255 bytes.
         """
         connection: ServerConnection | None = None
         try:
@@ -107,15 +130,15 @@ class ServerConnection:
                     must_grow=must_grow,
                 )
                 connection = cls(transport, server, deadlines)
-                await connection._greet(root)
+                await connection._greet(root, credentials)
         except BaseException as error:
             if connection is not None:
                 connection.close()
             if isinstance(error, trio.TooSlowError):
-                what = "greeting from" if connection is not None else "connection to"
+                waited_for = _CONNECTION if connection is None else connection._waits_for
                 raise ConnectTimedOut(
-                    f"no {what} {server} within {deadlines.connect:g} s",
-                    hint="is it a CAFS server, and can it be reached from here?",
+                    f"no {waited_for.what} {server} within {deadlines.connect:g} s",
+                    hint=waited_for.hint,
                 ) from None
             raise
         return connection
@@ -133,19 +156,49 @@ class ServerConnection:
         self._closed = True
         self._transport.close()
 
-    async def _greet(self, root: bytes) -> None:
+    async def _greet(self, root: bytes, credentials: Credentials) -> None:
+        """In version 002 if we have a secret and the server offers that.
+
+        It is never followed by another try with 001: whoever can make the one fail would have us
+        do without authentication.
+        """
         deadline = self._deadlines.connect
         greeting = await self._next(deadline)
         if not isinstance(greeting, Greeting):
             raise self._unexpected(greeting)
+        offered = greeting.version > 1
+        if credentials.secret is not None and offered:
+            self._waits_for = _PROOF
+            self.round_trips += 2
+            hear = partial(self._next, deadline)
+            line = Line(
+                server=self._server,
+                transport=self._transport,
+                wire=self._wire,
+                say=self._send,
+                hear=hear,
+            )
+            await authenticate(line, credentials.secret, root)
+        elif credentials.required:
+            raise AuthenticationFailed(
+                f"{self._server} offers no authentication",
+                hint="it has no secret, or something between us changes what it says; "
+                "`--auth auto` does without",
+            )
+        else:
+            await self._greet_plainly(root, offered=offered)
+
+    async def _greet_plainly(self, root: bytes, *, offered: bool) -> None:
         # The root may go before the verdict is read: that saves a round trip.
         await self._send(Version(1), Root(root))
-        verdict = await self._next(deadline)
+        verdict = await self._next(self._deadlines.connect)
         if isinstance(verdict, BadRequest):
-            hint = None
-            if greeting.version > 1:
-                hint = "it demands authentication, which this version of cafsfs does not speak yet"
-            raise ServerRefused(f"{self._server} refuses protocol version 001", hint=hint)
+            if offered:
+                raise AuthenticationFailed(
+                    f"{self._server} demands authentication, and we have no secret",
+                    hint="name the file that holds it: --secret-file FILE",
+                )
+            raise ServerRefused(f"{self._server} refuses protocol version 001")
         if not isinstance(verdict, Accepted):
             raise self._unexpected(verdict)
 

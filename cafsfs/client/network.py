@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from cafsfs.client.credentials import NO_CREDENTIALS, Credentials
 from cafsfs.client.remote import RemoteStore
 from cafsfs.client.servers import Deadlines, Member
 from cafsfs.packing import Compression
@@ -31,13 +32,14 @@ class NetworkOptions:
 
     ``connections`` to each server, and ``reserve`` more for pulls that have waited a moment.
     ``attempts``: at one server, of what a broken connection has interrupted. ``zone`` is where we
-    are. ``slow_rate``: see RoutingStore.
+    are. ``slow_rate``: see RoutingStore. ``credentials`` are shown to all.
     """
 
     connections: int = 4
     reserve: int = 0
     attempts: int = 2
     deadlines: Deadlines = field(default_factory=Deadlines)
+    credentials: Credentials = NO_CREDENTIALS
     zone: str | None = None
     slow_rate: float = 0
 
@@ -72,6 +74,7 @@ class Network:
                 reserve=options.reserve,
                 parking=parking,
                 deadlines=options.deadlines,
+                credentials=options.credentials,
             )
             for member in members
         ]

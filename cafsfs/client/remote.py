@@ -13,6 +13,7 @@ from typing import TypeVar
 import trio
 
 from cafsfs.client.connection import RemoteBody, ServerConnection
+from cafsfs.client.credentials import NO_CREDENTIALS, Credentials
 from cafsfs.client.pipeline import PullBatch, SizeBatch, Source
 from cafsfs.client.pool import Pool
 from cafsfs.client.ranges import Ranges
@@ -77,16 +78,18 @@ class RemoteStore(PackedStore):
         reserve: int = 0,
         parking: trio.Nursery | None = None,
         deadlines: Deadlines | None = None,
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         self.name = str(server)
         self._deadlines = deadlines or Deadlines()
-        self._connect = partial(ServerConnection.open, server, _encode(root), self._deadlines)
+        opening = partial(ServerConnection.open, server, _encode(root), credentials=credentials)
+        self._connect = partial(opening, self._deadlines)
         self._open_probe = partial(self._connect, receive_buffer=_PROBE_BUFFER)
         self._ranges = Ranges(self.name, self._open_probe)
         self._connections = connections
         self._bulk = Pool(self._connect, limit=connections, reserve=reserve)
         hurried = replace(self._deadlines, connect=self._deadlines.question)
-        self._open_hurriedly = partial(ServerConnection.open, server, _encode(root), hurried)
+        self._open_hurriedly = partial(opening, hurried)
         self._quick = self._bulk
         if parking is not None:
             self._quick = Pool(self._open_hurriedly, limit=_QUICK)
@@ -120,11 +123,12 @@ class RemoteStore(PackedStore):
     async def greet(self) -> float:
         """Have a connection of its own greeted and accepted, within ``deadlines.question``.
 
-        Returns about what a round trip takes, in seconds: it takes three.
+        Returns about what a round trip takes, in seconds.
         """
         began = trio.current_time()
-        (await self._open_hurriedly()).close()
-        return (trio.current_time() - began) / 3
+        connection = await self._open_hurriedly()
+        connection.close()
+        return (trio.current_time() - began) / connection.round_trips
 
     async def find_absent(self, digests: Collection[Digest]) -> set[Digest]:
         absent: set[Digest] = set()

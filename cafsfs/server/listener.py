@@ -11,6 +11,7 @@ import trio
 
 from cafsfs.errors import CafsError, StoreError, Unavailable
 from cafsfs.packing import UnpackLimits
+from cafsfs.server.gate import Gate
 from cafsfs.server.limits import Limits, Workers
 from cafsfs.server.roots import resolve_root
 from cafsfs.server.session import Session, Tally
@@ -37,11 +38,16 @@ class CafsServer:
             …
             server.stop()
 
-    ``sync``: the data of an upload is on the disk before it is answered.
+    ``sync``: the data of an upload is on the disk before it is answered. ``gate``: who comes in.
     """
 
     def __init__(
-        self, directory: Path, *, limits: Limits | None = None, sync: bool = False
+        self,
+        directory: Path,
+        *,
+        limits: Limits | None = None,
+        gate: Gate | None = None,
+        sync: bool = False,
     ) -> None:
         if not directory.is_dir():
             raise StoreError(
@@ -50,6 +56,7 @@ class CafsServer:
             )
         self._directory = directory
         self._limits = limits or Limits()
+        self._gate = gate or Gate()
         self._sync = sync
         self._workers = Workers()
         self._sessions: dict[Session, trio.CancelScope] = {}
@@ -106,9 +113,16 @@ class CafsServer:
                     stream.socket.close()
                     continue
                 # Counted here, not in the task: a burst of clients cannot slip in before it runs.
-                peer = _peer_name(stream.socket)
+                host, peer = _peer(stream.socket)
                 transport = Transport(stream.socket, f"client {peer}")
-                session = Session(transport, self._open_root, self._limits, self._workers)
+                session = Session(
+                    transport,
+                    self._open_root,
+                    self._limits,
+                    self._workers,
+                    gate=self._gate,
+                    host=host,
+                )
                 self._sessions[session] = trio.CancelScope()
                 sessions.start_soon(self._run, session, transport, peer)
 
@@ -123,8 +137,10 @@ class CafsServer:
             transport.close()
             tally = session.tally
             log.info(
-                "%s root=%s commands=%d received=%d sent=%d seconds=%.3f refused=%s end=%s",
-                *(peer, tally.root or "-", tally.commands, transport.received, transport.sent),
+                "%s root=%s version=%s commands=%d received=%d sent=%d"
+                " seconds=%.3f refused=%s end=%s",
+                *(peer, tally.root or "-", tally.version, tally.commands),
+                *(transport.received, transport.sent),
                 *(trio.current_time() - began, _refusals(tally), ending),
             )
 
@@ -156,9 +172,10 @@ def _refusals(tally: Tally) -> str:
     return "; ".join([*tally.refused, *([f"and {more} more"] if more else [])]) or "-"
 
 
-def _peer_name(sock: trio.socket.SocketType) -> str:
+def _peer(sock: trio.socket.SocketType) -> tuple[str, str]:
+    """The client's address, and its name for the log."""
     try:
         host, port = sock.getpeername()[:2]
     except OSError:  # it is gone already
-        return "unknown"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return "", "unknown"
+    return host, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import trio
 
 from cafsfs.digest import Digest
 from cafsfs.errors import (
+    AuthenticationFailed,
     BlobNotFound,
     CafsError,
     ConnectionBroken,
@@ -22,6 +23,8 @@ from cafsfs.errors import (
     Unavailable,
 )
 from cafsfs.packing import HEADER_LENGTH, Header
+from cafsfs.secret import Secret
+from cafsfs.server.gate import Gate
 from cafsfs.server.limits import Limits, Workers
 from cafsfs.server.lots import LOT, Question, Reply, reply_to
 from cafsfs.store.contracts import PackedBody, PackedStore
@@ -37,14 +40,17 @@ from cafsfs.wire import (
     Authenticate,
     BadRequest,
     Check,
+    ClientProof,
     Command,
     Connection,
     Data,
     EndOfBody,
     Event,
     FileError,
+    GoesOnPlain,
     Greeting,
     Have,
+    Hello,
     Measure,
     Message,
     NeedData,
@@ -54,17 +60,23 @@ from cafsfs.wire import (
     Push,
     Role,
     Root,
+    ServerProof,
+    StaysEncrypted,
     Stream,
     Take,
     Version,
+    WrongClock,
 )
+from cafsfs.wire.handshake import is_current, is_proof, is_punctual, page_at
+
+T = TypeVar("T")
 
 _COMMAND_BUFFER = 16 << 10  # bytes received at once: 300 commands, and little for an idle client
 _UPLOAD_BUFFER = 1 << 20  # for a large STRM: a quarter less work than with 256 KiB
 _LARGE = 64 << 10  # bytes; making a buffer of 1 MiB takes longer than storing what is smaller
-_VERSION = 1
+_PLAIN, _AUTHENTICATED = 1, 2  # versions
 _REASONS = 3  # kept for the log: who sends a million bad commands gets no line of a million
-PENALTY = 2.0  # seconds that deployed servers sleep after an unknown command
+PENALTY = 2.0  # seconds before we close on who is refused, as deployed servers do
 
 
 @dataclass(slots=True)
@@ -72,6 +84,7 @@ class Tally:
     """What one connection did, for its log line."""
 
     root: str = ""
+    version: str = "-"
     commands: int = 0
     refusals: int = 0
     refused: list[str] = field(default_factory=list)  # the first few
@@ -87,7 +100,8 @@ class Session:
     """Serves one connected socket until the client leaves or breaks a rule.
 
     ``open_root`` maps the bytes of a root to its store, or to None: an unknown root is not
-    refused, everything is absent below it (protocol page, section 2).
+    refused, everything is absent below it (protocol page, section 2). ``host`` is the client's
+    address, by which ``gate`` decides.
     """
 
     def __init__(
@@ -96,7 +110,12 @@ class Session:
         open_root: Callable[[bytes], Awaitable[PackedStore | None]],
         limits: Limits,
         workers: Workers,
+        *,
+        gate: Gate,
+        host: str,
     ) -> None:
+        self._gate = gate
+        self._host = host
         self._transport = transport
         self._open_root = open_root
         self._limits = limits
@@ -112,22 +131,89 @@ class Session:
 
     async def run(self) -> None:
         """Serve; raises CafsError with the reason why it ended early."""
-        await self._send(Greeting(_VERSION))
-        event = await self._next()
-        if isinstance(event, PeerClosed):
-            return
-        if isinstance(event, Authenticate):  # deployed servers without a secret say nothing either
-            raise RemoteProtocolError("client asks for authentication, there is no secret")
-        if isinstance(event, Version) and event.version != _VERSION:
-            await self._send(BadRequest())
-            raise RemoteProtocolError(f"client asks for version {event.version:03d}")
-        await self._send(Accepted())
-        root = await self._next()
-        if isinstance(root, Root):
+        root = await self._greet()
+        if root is not None:
             # As repr shows it: a client must not write lines of its own into the log.
             self.tally.root = repr(root.name.decode(errors="backslashreplace"))[1:-1]
             self._store = await self._open_root(root.name)
             await self._serve_commands()
+
+    # --- who it is, and what root is meant
+
+    async def _greet(self) -> Root | None:
+        """The root that the client means; None if it leaves, or has been told that it must."""
+        await self._send(Greeting(_PLAIN if self._gate.secret is None else _AUTHENTICATED))
+        event = await self._next()
+        match event:
+            case PeerClosed():
+                return None
+            case Authenticate(page):
+                return await self._authenticate(page)
+            case Version(version):
+                if version != _PLAIN or self._gate.demands_authentication(self._host):
+                    await self._send(BadRequest())
+                    raise RemoteProtocolError(f"client asks for version {version:03d}")
+                await self._send(Accepted())
+                self.tally.version = "001"
+                return await self._expect(Root)
+            case _:
+                raise AssertionError(f"{event} is no version")
+
+    async def _authenticate(self, page: int) -> Root | None:
+        """All of it within ``stall``; who is refused is told nothing, and that late."""
+        if self._gate.secret is None:  # deployed servers say nothing either
+            raise RemoteProtocolError("client asks for authentication, there is no secret")
+        limit = self._limits.stall
+        try:
+            with trio.fail_after(limit):
+                return await self._shake_hands(self._gate.secret, page)
+        except trio.TooSlowError:
+            raise TimedOut(f"client did not authenticate within {limit:g} s") from None
+        except AuthenticationFailed:
+            await trio.sleep(PENALTY)
+            raise
+
+    async def _shake_hands(self, secret: Secret, page: int) -> Root | None:
+        gate = self._gate
+        if not is_current(page, gate.now()):
+            raise AuthenticationFailed(f"the client's page is {page}, ours {page_at(gate.now())}")
+        handshake = gate.begin(secret, page)
+        hello = await self._expect(Hello)
+        # Also to whom we cannot understand: by this one he sees that the secret is wrong.
+        await self._send(handshake.hello())
+        ciphers = handshake.agree(hello)
+        self._check_nothing_more(hello)
+        self._transport.use(ciphers)
+        proof = await self._expect(ClientProof)
+        if not is_proof(proof):
+            raise AuthenticationFailed("the client has another secret")
+        await self._send(ServerProof())
+        if not is_punctual(proof, gate.now()):
+            await self._send(WrongClock())
+            self.tally.refuse(f"the client's clock is {proof.seconds - int(gate.now()):+d} s off")
+            return None
+        root = await self._expect(Root)
+        if gate.keeps_encryption(self._host):
+            await self._send(StaysEncrypted())
+            self.tally.version = "002-encrypted"
+        else:
+            self._check_nothing_more(root)  # it could not be told whether that is encrypted
+            await self._send(GoesOnPlain())
+            self._transport.use(None)
+            self.tally.version = "002"
+        return root
+
+    async def _expect(self, kind: type[T]) -> T:
+        """The next event: with the table of states it can be of no other kind."""
+        event = await self._next()
+        assert isinstance(event, kind)
+        return event
+
+    def _check_nothing_more(self, heard: Event) -> None:
+        if self._wire.unread:
+            raise RemoteProtocolError(f"client goes on behind {type(heard).__name__} too early")
+
+    # --- commands
 
     async def _serve_commands(self) -> None:
         while not self.leaving:

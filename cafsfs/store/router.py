@@ -18,6 +18,7 @@ import trio
 
 from cafsfs.digest import Digest
 from cafsfs.errors import (
+    AuthenticationFailed,
     BlobNotFound,
     CafsError,
     CorruptBlob,
@@ -57,7 +58,7 @@ class Source(Protocol):
     async def greet(self) -> float:
         """Prove that it lives; returns about what a round trip takes, in seconds.
 
-        Raises Unavailable, RemoteProtocolError, ServerRefused.
+        Raises Unavailable, AuthenticationFailed, RemoteProtocolError, ServerRefused.
         """
 
 
@@ -228,7 +229,8 @@ class Router:
         place.errors += 1
         if isinstance(error, CorruptBlob) and digest is not None:
             self._note_lie(place, digest)
-        elif isinstance(error, Unreachable):
+        elif isinstance(error, Unreachable | AuthenticationFailed):
+            # Who does not let us in is as good as not there, until a greeting succeeds.
             self._fail(place, Failure.UNREACHABLE, error)
         elif isinstance(error, Unavailable | RemoteProtocolError):
             self._fail(place, Failure.UNANSWERED, error)
@@ -318,7 +320,7 @@ class Router:
         with trio.move_on_after(_GREETING):
             try:
                 seconds, lives = await place.source.greet(), True
-            except (Unavailable, RemoteProtocolError) as error:
+            except (Unavailable, RemoteProtocolError, AuthenticationFailed) as error:
                 reason = str(error)
             except CafsError:  # an answer all the same
                 lives = True

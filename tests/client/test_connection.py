@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from cafsfs.client.connection import ServerConnection
 from cafsfs.client.servers import Deadlines, Server
 from cafsfs.errors import (
+    AuthenticationFailed,
     BlobNotFound,
     CafsError,
     ConnectionBroken,
@@ -190,9 +191,9 @@ async def test_a_server_that_demands_authentication_is_told_apart() -> None:
     async with bad_server() as server:
         server.fault(Phase.GREETING, Fault(instead=b"BLOBPUSH_SERVER_V002"))
         server.fault(Phase.VERDICT, Fault(instead=b"ERBD"), times=1)
-        with pytest.raises(ServerRefused) as caught:
+        with pytest.raises(AuthenticationFailed, match="we have no secret") as caught:
             await ServerConnection.open(Server("127.0.0.1", server.port), b"/root", PATIENT)
-        assert "authentication" in (caught.value.hint or "")
+        assert "--secret-file" in (caught.value.hint or "")
         async with opened(server) as connection:  # an optional secret is none of our concern
             assert await connection.check([ABSENT]) == {ABSENT}
 

@@ -9,15 +9,20 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cafsfs.errors import ConnectionBroken, TimedOut, Unreachable
 from cafsfs.transport import Pace, Transport
+from cafsfs.wire import Ciphers, Keystream, Role
+from cafsfs.wire.handshake import derive
 
 SOON = 0.05  # seconds
 LATE = 30.0
@@ -395,6 +400,188 @@ async def test_a_wait_that_was_cancelled_counts(autojump_clock: MockClock) -> No
     with pytest.raises(TimedOut, match="nothing for 30 s"):
         await receive_all(transport, 1, pace)
     assert trio.current_time() == pytest.approx(30)
+
+
+# --- encrypted
+
+
+def ciphers(role: Role) -> Ciphers:
+    return derive(role, bytes(range(48)), bytes(range(32)))
+
+
+CONTENT = bytes(i * 31 % 251 for i in range(3 << 20))
+
+
+class Taking:
+    """A socket that takes ``steps`` bytes at a time, and then fails; or keeps us waiting."""
+
+    def __init__(self, *steps: int, fails: bool = True) -> None:
+        self._steps = list(steps)
+        self._fails = fails
+        self.taken = bytearray()
+
+    def setsockopt(self, *_: object) -> None:
+        pass
+
+    async def sendmsg(self, parts: Sequence[memoryview]) -> int:
+        await trio.lowlevel.checkpoint()
+        if not self._steps and self._fails:
+            raise BrokenPipeError
+        if not self._steps:
+            await trio.sleep_forever()
+        data = b"".join(parts)[: self._steps.pop(0)]
+        self.taken += data
+        return len(data)
+
+
+async def test_what_is_sent_is_encrypted_once_and_in_order() -> None:
+    async with joined() as (transport, other), trio.open_nursery() as nursery:
+        transport.use(ciphers(Role.CLIENT))
+
+        async def send() -> None:
+            parts: list[bytes | memoryview] = [b"head", b"", memoryview(CONTENT), b"tail"]
+            await transport.send(parts, deadline=LATE)
+            await transport.send([b"more"], deadline=LATE)
+            transport.use(None)
+            await transport.send([b"plain"], deadline=LATE)
+            transport.close()
+
+        nursery.start_soon(send)
+        heard = b"".join([bytes(piece) async for piece in other])
+    plain = b"head" + CONTENT + b"tailmore"
+    assert heard == ciphers(Role.CLIENT).sending.convert(plain) + b"plain"
+    assert CONTENT[:4] == bytes(i * 31 % 251 for i in range(4))  # not encrypted in place
+    assert transport.sent == len(heard)
+
+
+async def test_what_comes_is_decrypted_in_any_pieces() -> None:
+    sealed = ciphers(Role.SERVER).sending.convert(CONTENT)
+    async with joined() as (transport, other), trio.open_nursery() as nursery:
+        transport.use(ciphers(Role.CLIENT))
+        nursery.start_soon(other.send_all, sealed)
+        heard = bytearray()
+        sizes = cycle([1, 15, 16, 17, 1000, 70_000])
+        while len(heard) < len(CONTENT):
+            buffer = memoryview(bytearray(next(sizes)))
+            count = await transport.recv_into(buffer, deadline=LATE)
+            heard += buffer[:count]
+        assert heard == CONTENT
+
+
+@given(st.lists(st.integers(1, 700_000), max_size=8), st.integers(1, 300))
+@settings(max_examples=40, deadline=None)
+def test_what_fails_has_used_up_what_travelled(steps: list[int], offset: int) -> None:
+    """However little the kernel takes before it fails: the next byte is encrypted as the next."""
+    sock = Taking(*steps)
+    transport = Transport(cast(trio.socket.SocketType, sock), "peer")
+    stream = ciphers(Role.CLIENT)
+    transport.use(stream)
+    parts: list[bytes | memoryview] = [CONTENT[:offset], memoryview(CONTENT)[offset:]]
+
+    async def send() -> None:
+        with pytest.raises(ConnectionBroken):
+            await transport.send(parts, deadline=LATE)
+
+    if sum(steps) < len(CONTENT):
+        trio.run(send)
+    assert stream.sending.position == len(sock.taken) == transport.sent
+    assert bytes(sock.taken) == ciphers(Role.CLIENT).sending.convert(CONTENT[: len(sock.taken)])
+    assert stream.sending.convert(b"next") == _at(len(sock.taken)).convert(b"next")
+
+
+def _at(position: int) -> Keystream:
+    stream = ciphers(Role.CLIENT).sending
+    stream.convert(bytes(position))
+    return stream
+
+
+@pytest.mark.parametrize("taken", [(), (1,), (300_000, 7)])
+async def test_what_is_cancelled_has_used_up_what_travelled(
+    taken: tuple[int, ...], autojump_clock: MockClock
+) -> None:
+    sock = Taking(*taken, fails=False)
+    transport = Transport(cast(trio.socket.SocketType, sock), "peer")
+    stream = ciphers(Role.CLIENT)
+    transport.use(stream)
+    with trio.move_on_after(1) as scope:
+        await transport.send([CONTENT], deadline=LATE)
+    assert scope.cancelled_caught
+    # Of what was encrypted at once the kernel took a part; the rest is taken back.
+    assert stream.sending.position == len(sock.taken)
+
+
+async def test_a_receive_that_is_cancelled_uses_up_nothing(autojump_clock: MockClock) -> None:
+    async with joined() as (transport, other):
+        stream = ciphers(Role.CLIENT)
+        transport.use(stream)
+        with pytest.raises(TimedOut):
+            await recv(transport, deadline=1)
+        assert stream.receiving.position == 0
+        await other.send_all(ciphers(Role.SERVER).sending.convert(b"late"))
+        assert await recv(transport) == b"late"
+
+
+async def test_sends_a_file_encrypted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    limiter = trio.CapacityLimiter(1)
+    async with joined() as (transport, other), trio.open_nursery() as nursery:
+        stream = ciphers(Role.CLIENT)
+        transport.use(stream)
+
+        async def send() -> None:
+            await transport.send([b"head"], deadline=LATE)
+            with (tmp_path / "file").open("rb") as file:
+                offset = 5
+                while count := await transport.send_file(
+                    file.fileno(), offset, 1 << 20, deadline=LATE, limiter=limiter
+                ):
+                    offset += count
+            await transport.send([b"tail"], deadline=LATE)
+            transport.close()
+
+        nursery.start_soon(send)
+        plain = ciphers(Role.SERVER).receiving
+        heard = bytearray()
+        async for piece in other:  # slowly: the socket fills up in the middle of pieces
+            heard += plain.convert(bytes(piece))
+            await trio.sleep(0.0001)
+        assert bytes(heard) == b"head" + CONTENT[5:] + b"tail"
+        assert transport.sent == len(heard) == stream.sending.position
+
+
+@pytest.mark.parametrize("limit", [0, 1, 999, 70_000])
+async def test_a_file_for_a_full_socket_leaves_nothing_behind(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes ``limit`` bytes of a piece, then nothing; then all."""
+    calls: list[int] = []
+    write = os.write
+
+    def full(sock: int, data: memoryview) -> int:
+        calls.append(len(data))
+        if len(calls) == 1 and limit:
+            return write(sock, data[:limit])
+        if len(calls) == 2 - (not limit):
+            raise BlockingIOError
+        return write(sock, data)
+
+    (tmp_path / "file").write_bytes(CONTENT[:100_000])
+    limiter = trio.CapacityLimiter(1)
+    async with joined() as (transport, other):
+        stream = ciphers(Role.CLIENT)
+        transport.use(stream)
+        with (tmp_path / "file").open("rb") as file, monkeypatch.context() as patched:
+            patched.setattr("cafsfs.transport.os.write", full)
+            sent = 0
+            while sent < 100_000:
+                sent += await transport.send_file(
+                    file.fileno(), sent, 100_000 - sent, deadline=LATE, limiter=limiter
+                )
+                assert stream.sending.position == sent
+        transport.close()
+        heard = b"".join([bytes(piece) async for piece in other])
+    assert ciphers(Role.SERVER).receiving.convert(heard) == CONTENT[:100_000]
+    assert len(calls) == 2 + bool(limit)
 
 
 # --- between two commands

@@ -18,7 +18,7 @@ import trio
 from blake3 import blake3
 
 from cafsfs.digest import Digest
-from cafsfs.server import CafsServer, Limits
+from cafsfs.server import CafsServer, Gate, Limits
 from tests.bad_server import pack
 
 HELLO = b"VERS001\x05/root"
@@ -151,11 +151,15 @@ class Stand:
 
 @asynccontextmanager
 async def serving(
-    directory: Path, *, limits: Limits | None = None, host: str = "127.0.0.1"
+    directory: Path,
+    *,
+    limits: Limits | None = None,
+    gate: Gate | None = None,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[Stand]:
     """A CafsServer; on the way out it is cancelled, not stopped."""
     (directory / "root" / "blobs").mkdir(parents=True)
-    server = CafsServer(directory, limits=limits)
+    server = CafsServer(directory, limits=limits, gate=gate)
     async with trio.open_nursery() as nursery:
         [(host, port)] = await nursery.start(server.serve, host, 0)
         yield Stand(server=server, directory=directory, host=host, port=port)

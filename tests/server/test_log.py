@@ -41,8 +41,8 @@ async def test_one_line_tells_what_a_connection_did(
         await trio.testing.wait_all_tasks_blocked(0.02)
         [line] = lines()
     assert re.fullmatch(
-        r"127\.0\.0\.1:\d+ root=/root commands=3 received=187 sent=114 seconds=\d\.\d{3}"
-        r" refused=- end=closed",
+        r"127\.0\.0\.1:\d+ root=/root version=001 commands=3 received=187 sent=114"
+        r" seconds=\d\.\d{3} refused=- end=closed",
         line,
     )
 

@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cafsfs.digest import Digest
 from cafsfs.errors import (
+    AuthenticationFailed,
     BlobNotFound,
     CafsError,
     ConnectionBroken,
@@ -175,6 +176,24 @@ async def test_probes_come_less_and_less_often_until_one_is_answered(
     ]
 
 
+async def test_who_does_not_let_us_in_is_greeted_until_he_does(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    """Not asked at each lookup: one that dislikes our clock takes two seconds to show it."""
+    expect_log(WARNING)
+    line = Line(down=AuthenticationFailed)
+    store = routed(line, nursery=nursery, fail_fast=True)
+    with pytest.raises(AuthenticationFailed):
+        await store.stat(DIGEST)
+    with pytest.raises(Unavailable, match="no server could be reached for 0 s: nobody is there"):
+        await store.stat(DIGEST)
+    assert line.calls == ["stat"]
+    await trio.sleep(5)
+    line.down = None
+    await trio.sleep(10)
+    assert await pull(store, DIGEST) == CONTENT
+
+
 async def test_a_second_outage_is_like_the_first(
     nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
@@ -208,7 +227,9 @@ async def test_any_answer_ends_an_outage(
         await store.stat(DIGEST)
 
 
-@pytest.mark.parametrize("error", [Unreachable, TimedOut, ConnectionBroken, RemoteProtocolError])
+@pytest.mark.parametrize(
+    "error", [Unreachable, AuthenticationFailed, TimedOut, RemoteProtocolError]
+)
 async def test_no_answer_ends_none(
     error: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from cafsfs.digest import Digest
@@ -33,81 +28,29 @@ from cafsfs.wire import (
     Role,
     Root,
     ServerProof,
-    StaysEncrypted,
     Take,
     Version,
     WrongClock,
 )
-from cafsfs.wire.handshake import (
-    EphemeralKey,
-    derive,
-    is_current,
-    is_proof,
-    is_punctual,
-    page_at,
-)
+from cafsfs.wire.handshake import EphemeralKey, derive, is_current, is_proof, is_punctual, page_at
 from tests.wire.driving import CLIENT, SERVER, Heard, Word, close, feed, say, sliced
+from tests.wire.handshakes import (
+    ACCEPTED,
+    CLOCK,
+    PAGE,
+    RECORDED,
+    REFUSED,
+    SECRET,
+    Recording,
+    fixed,
+    frames,
+    refused,
+)
 
-_VECTORS = Path(__file__).parent.parent / "vectors"
-_RECORDED = json.loads((_VECTORS / "encrypted-handshake.json").read_text())
-_REFUSED = _RECORDED["refused_by_mandatory"]
-_SECRET = Secret(b"0123456789abcdefSECRET")
-_PAGE = 13703612
 _KEY_AND_IV = ("key_hex", "iv_hex")
 _ROOT = Root(b"/enc")
 
 steps = pytest.mark.parametrize("step", [None, 1, 7, 41], ids=lambda s: f"{s or 'all'} bytes")
-
-
-def frames(transcript: list[dict[str, str]], role: Role) -> list[bytes]:
-    return [
-        bytes.fromhex(each["hex"])
-        for each in transcript
-        if each.get("from") == role.value and "hex" in each
-    ]
-
-
-@dataclass(frozen=True)
-class Recording:
-    """An accepted handshake, with every value on the way."""
-
-    values: dict[str, Any]
-
-    def bytes_of(self, name: str) -> bytes:
-        return bytes.fromhex(self.values[name + "_hex"])
-
-    def said_by(self, role: Role) -> list[bytes]:
-        return frames(self.values["transcript"], role)
-
-    @property
-    def verdict(self) -> Message:
-        return StaysEncrypted() if self.values["verdict"] == "HAVE" else GoesOnPlain()
-
-    @property
-    def client_key(self) -> EphemeralKey:
-        return EphemeralKey(int.from_bytes(self.bytes_of("client_private_scalar"), "big"))
-
-    def handshake(self, role: Role) -> Handshake:
-        """The client's with its fixed key, the server's with the recorded shared secret."""
-        secret = Secret(self.values["secret"].encode())
-        key = self.client_key if role is CLIENT else RecordedKey(self)
-        nonce = self.bytes_of(f"{role.value}_random")
-        return Handshake(role, secret, self.values["otp_page_number"], key=key, nonce=nonce)
-
-
-class RecordedKey:
-    """The server's: nobody knows its private half, but what came of it was recorded."""
-
-    def __init__(self, recording: Recording) -> None:
-        self.public = recording.bytes_of("server_public")
-        self._recording = recording
-
-    def shared_with(self, point: bytes) -> bytes:
-        assert point == self._recording.bytes_of("client_public")
-        return self._recording.bytes_of("ecdh_shared")
-
-
-ACCEPTED = {each["server_mode"]: Recording(each) for each in _RECORDED["accepted"]}
 recordings = pytest.mark.parametrize("recording", ACCEPTED.values(), ids=ACCEPTED)
 roles = pytest.mark.parametrize("role", Role, ids=lambda role: role.value)
 
@@ -118,7 +61,7 @@ roles = pytest.mark.parametrize("role", Role, ids=lambda role: role.value)
 @recordings
 def test_page_and_one_time_password(recording: Recording) -> None:
     page = recording.values["otp_page_number"]
-    assert page_at(recording.values["timestamp"]) == page == _PAGE
+    assert page_at(recording.values["timestamp"]) == page == PAGE
     password = Secret(recording.values["secret"].encode()).sign(page.to_bytes(8, "little"))
     assert password == recording.bytes_of("otp_page")
     assert password[16:31] + b"\0" == recording.bytes_of("handshake_iv")
@@ -196,9 +139,6 @@ class Side:
             self.ciphers = None
 
 
-_CLOCK = 1795173265
-
-
 def _transfers(recording: Recording) -> tuple[list[Word], list[Word], list[Word], list[Word]]:
     """What the client says and hears after the verdict: a push, then a pull."""
     answer = recording.bytes_of("pull_answer")
@@ -218,10 +158,10 @@ def test_the_client_says_every_byte_as_recorded(recording: Recording, step: int 
     heard, said = recording.said_by(SERVER), recording.said_by(CLIENT)
     push, stored, pull, taken = _transfers(recording)
     assert side.hear(heard[0]) == [Greeting(2)]
-    assert side.say(Authenticate(_PAGE)) == said[0]
+    assert side.say(Authenticate(PAGE)) == said[0]
     assert side.say_hello() == said[1]
     side.hear_hello(heard[1])
-    assert side.say(ClientProof(_CLOCK)) == said[2]
+    assert side.say(ClientProof(CLOCK)) == said[2]
     assert side.hear(heard[2]) == [ServerProof()]
     assert side.say(_ROOT) == said[3]
     assert side.hear(heard[3]) == [recording.verdict]
@@ -241,15 +181,15 @@ def test_the_server_says_every_byte_as_recorded(recording: Recording, step: int 
     said, heard = recording.said_by(SERVER), recording.said_by(CLIENT)
     push, stored, pull, taken = _transfers(recording)
     assert side.say(Greeting(2)) == said[0]
-    assert side.hear(heard[0]) == [Authenticate(_PAGE)]
+    assert side.hear(heard[0]) == [Authenticate(PAGE)]
     [hello] = side.hear(heard[1])
     assert side.say_hello() == said[1]
     assert isinstance(hello, Hello)
     side.ciphers = side.handshake.agree(hello)
     [proof] = side.hear(heard[2])
-    assert proof == ClientProof(_CLOCK)
+    assert proof == ClientProof(CLOCK)
     assert is_proof(proof)
-    assert is_punctual(proof, _CLOCK)
+    assert is_punctual(proof, CLOCK)
     assert side.say(ServerProof()) == said[2]
     assert side.hear(heard[3]) == [_ROOT]
     assert side.say(recording.verdict) == said[3]
@@ -264,22 +204,9 @@ def test_the_server_says_every_byte_as_recorded(recording: Recording, step: int 
 # --- refusals
 
 
-def refused(name: str) -> tuple[list[bytes], list[bytes], bool]:
-    """What client and server said, and whether the server closed in the end."""
-    transcript = _REFUSED[name]["transcript"]
-    closed = transcript[-1].get("event") == "closed"
-    return frames(transcript, CLIENT), frames(transcript, SERVER), closed
-
-
-def fixed(name: str, secret: Secret = _SECRET) -> Handshake:
-    scalar = int(_REFUSED[name]["client_private_scalar_hex"], 16)
-    page = _REFUSED[name]["otp_page_number"]
-    return Handshake(CLIENT, secret, page, key=EphemeralKey(scalar), nonce=bytes(8))
-
-
 def test_there_are_five_refusals() -> None:
     names = {"version_001", "old_page", "wrong_secret", "bad_timestamp", "bad_padding"}
-    assert _REFUSED.keys() == names
+    assert REFUSED.keys() == names
 
 
 @steps
@@ -294,7 +221,7 @@ def test_version_001_is_refused(step: int | None) -> None:
 
 
 def test_version_001_is_taken_by_an_optional_server() -> None:
-    transcript = _RECORDED["optional_server_with_version_001"]["transcript"]
+    transcript = RECORDED["optional_server_with_version_001"]["transcript"]
     side = Side(CLIENT, fixed("wrong_secret"), None)
     heard = frames(transcript, SERVER)
     assert side.hear(heard[0]) == [Greeting(2)]
@@ -307,7 +234,7 @@ def test_an_old_page_ends_in_silence() -> None:
     side = Side(CLIENT, fixed("wrong_secret"), None)
     assert side.hear(heard[0]) == [Greeting(2)]
     assert side.say(Authenticate(5)) == said[0]
-    assert not is_current(5, _CLOCK)
+    assert not is_current(5, CLOCK)
     assert closed
     with pytest.raises(RemoteProtocolError, match="server closed in state SILENT"):
         close(side.conn)
@@ -315,13 +242,13 @@ def test_an_old_page_ends_in_silence() -> None:
 
 def test_with_another_secret_there_is_no_point() -> None:
     said, heard, _ = refused("wrong_secret")
-    handshake = fixed("wrong_secret", Secret(_REFUSED["wrong_secret"]["client_secret"].encode()))
+    handshake = fixed("wrong_secret", Secret(REFUSED["wrong_secret"]["client_secret"].encode()))
     side = Side(CLIENT, handshake, None)
     side.hear(heard[0])
-    assert side.say(Authenticate(_PAGE)) == said[0]
+    assert side.say(Authenticate(PAGE)) == said[0]
     assert side.say_hello() == said[1]
     opened = handshake._cipher().convert(heard[1])[:33]
-    assert opened.hex() == _REFUSED["wrong_secret"]["decrypted_server_point_hex"]
+    assert opened.hex() == REFUSED["wrong_secret"]["decrypted_server_point_hex"]
     with pytest.raises(AuthenticationFailed, match="not decrypt to a point"):
         side.hear_hello(heard[1])
 
@@ -331,11 +258,11 @@ def test_a_wrong_clock_is_told(step: int | None) -> None:
     said, heard, closed = refused("bad_timestamp")
     side = Side(CLIENT, fixed("bad_timestamp"), step)
     side.hear(heard[0])
-    assert side.say(Authenticate(_PAGE)) == said[0]
+    assert side.say(Authenticate(PAGE)) == said[0]
     assert side.say_hello() == said[1]
     side.hear_hello(heard[1])
-    seconds = int.from_bytes(_begun_anew(side).convert(said[2])[:8], "little")
-    assert not is_punctual(ClientProof(seconds), _CLOCK)
+    seconds = int.from_bytes(begun_anew(side).convert(said[2])[:8], "little")
+    assert not is_punctual(ClientProof(seconds), CLOCK)
     assert side.say(ClientProof(seconds)) == said[2]
     # It comes at once: the server does not wait for the root.
     assert side.hear(heard[2] + heard[3]) == [ServerProof(), WrongClock()]
@@ -343,7 +270,7 @@ def test_a_wrong_clock_is_told(step: int | None) -> None:
     assert close(side.conn) == [PeerClosed()]
 
 
-def _begun_anew(side: Side) -> Keystream:
+def begun_anew(side: Side) -> Keystream:
     """What the client encrypts with, from its first byte on."""
     assert side.ciphers is not None
     sending = side.ciphers.sending
@@ -354,10 +281,10 @@ def test_a_wrong_padding_ends_in_silence() -> None:
     said, heard, closed = refused("bad_padding")
     side = Side(CLIENT, fixed("bad_padding"), None)
     side.hear(heard[0])
-    assert side.say(Authenticate(_PAGE)) == said[0]
+    assert side.say(Authenticate(PAGE)) == said[0]
     assert side.say_hello() == said[1]
     side.hear_hello(heard[1])
-    proof = _begun_anew(side).convert(said[2])
+    proof = begun_anew(side).convert(said[2])
     wrong = ClientProof(int.from_bytes(proof[:8], "little"), proof[8:])
     assert not is_proof(wrong)
     assert side.say(wrong) == said[2]
@@ -371,7 +298,7 @@ def test_a_server_that_takes_no_version_002_says_so_and_closes() -> None:
     for more in (b"", b"!"):
         side = Side(CLIENT, fixed("wrong_secret"), None)
         side.hear(b"BLOBPUSH_SERVER_V002")
-        side.say(Authenticate(_PAGE))
+        side.say(Authenticate(PAGE))
         side.say_hello()
         assert side.hear(b"ERBD" + more) == []
         if more:
@@ -396,17 +323,17 @@ def test_a_server_that_takes_no_version_002_says_so_and_closes() -> None:
     ],
 )
 def test_pages_are_taken_for_eight_hours_and_ten_minutes_ahead(age: int, taken: bool) -> None:
-    assert is_current(page_at(_CLOCK - age), _CLOCK) is taken
+    assert is_current(page_at(CLOCK - age), CLOCK) is taken
 
 
 @pytest.mark.parametrize("direction", [1, -1])
 def test_clocks_may_differ_by_ten_minutes(direction: int) -> None:
-    assert is_punctual(ClientProof(_CLOCK + direction * 600), _CLOCK + 0.9)
-    assert not is_punctual(ClientProof(_CLOCK + direction * 601), _CLOCK)
+    assert is_punctual(ClientProof(CLOCK + direction * 600), CLOCK + 0.9)
+    assert not is_punctual(ClientProof(CLOCK + direction * 601), CLOCK)
 
 
 def test_any_clock_is_compared() -> None:
-    assert not is_punctual(ClientProof((1 << 64) - 1), _CLOCK)
+    assert not is_punctual(ClientProof((1 << 64) - 1), CLOCK)
 
 
 @pytest.mark.parametrize("wrong", range(8))
@@ -430,12 +357,12 @@ def test_what_is_no_point_is_refused() -> None:
 
 
 def test_each_handshake_has_a_key_of_its_own() -> None:
-    said = {Handshake(CLIENT, _SECRET, _PAGE).hello() for _ in range(3)}
+    said = {Handshake(CLIENT, SECRET, PAGE).hello() for _ in range(3)}
     assert len(said) == 3
 
 
 def test_both_sides_come_to_the_same_ciphers() -> None:
-    client, server = (Handshake(role, _SECRET, _PAGE) for role in (CLIENT, SERVER))
+    client, server = (Handshake(role, SECRET, PAGE) for role in (CLIENT, SERVER))
     ours, theirs = client.agree(server.hello()), server.agree(client.hello())
     assert theirs.receiving.convert(ours.sending.convert(b"up")) == b"up"
     assert ours.receiving.convert(theirs.sending.convert(b"down")) == b"down"
@@ -444,11 +371,11 @@ def test_both_sides_come_to_the_same_ciphers() -> None:
 @pytest.mark.parametrize("wrong", ["secret", "page"])
 def test_with_another_secret_or_page_nothing_fits(wrong: str) -> None:
     """No point; but one time in 256, when the proof is wrong."""
-    other = Secret(b"another-secret-entirely") if wrong == "secret" else _SECRET
-    page = _PAGE + (wrong == "page")
+    other = Secret(b"another-secret-entirely") if wrong == "secret" else SECRET
+    page = PAGE + (wrong == "page")
     refusals = 0
     for _ in range(20):
-        client, server = Handshake(CLIENT, _SECRET, _PAGE), Handshake(SERVER, other, page)
+        client, server = Handshake(CLIENT, SECRET, PAGE), Handshake(SERVER, other, page)
         for one, another in ((client, server), (server, client)):
             try:
                 one.agree(another.hello())
