@@ -31,6 +31,7 @@ from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, Content
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 1 << 17  # stats of blobs that are not cached; about 40 MB at most
+_FAILURES = 1000  # blobs of which the last failure is remembered
 _CHEAP = 256 << 10  # bytes of a blob of which a server can be asked everything
 _MENDS = 3  # times that a read has a blob pulled anew, which somebody spoils again and again
 _SOON_HASHED = 64 << 20  # bytes: 20 ms from memory, and less than a second from most disks
@@ -229,6 +230,7 @@ class ReadCachingStore(ContentStore):
         self._open: dict[Digest, OpenBlob] = {}
         self._inquiries: dict[Digest, _Inquiry] = {}
         self._told: OrderedDict[Digest, BlobStat] = OrderedDict()  # what servers said, or pulls
+        self._failures: OrderedDict[Digest, str] = OrderedDict()
         self.stalled = StalledReads()
         self.on_size_changed: Callable[[Digest], None] = lambda _: None
         self.on_unverified: Callable[[Digest], None] = lambda _: None
@@ -253,6 +255,17 @@ class ReadCachingStore(ContentStore):
         """True while the blob is in flight."""
         blob = self._open.get(digest)
         return blob is not None and isinstance(blob.state, _Pulling)
+
+    def last_failure(self, digest: Digest) -> str | None:
+        """Why its last pull or inquiry failed; None if it did not, or that is forgotten."""
+        return self._failures.get(digest)
+
+    def _note_outcome(self, digest: Digest, error: CafsError | None) -> None:
+        self._failures.pop(digest, None)
+        if error is not None:
+            self._failures[digest] = f"{type(error).__name__}: {error}"
+            if len(self._failures) > _FAILURES:
+                self._failures.popitem(last=False)
 
     # --- from the cache's index and disk
 
@@ -456,6 +469,7 @@ class ReadCachingStore(ContentStore):
         if isinstance(pulling, _Pulling):
             self._pieces += 1 + pulling.progress.count
             blob.state = outcome
+            self._note_outcome(blob.digest, outcome.error if isinstance(outcome, _Failed) else None)
             pulling.progress.wake()
             if isinstance(outcome, _Failed):
                 self._note_seen(blob, pulling)
@@ -574,6 +588,8 @@ class ReadCachingStore(ContentStore):
             inquiry.outcome = StoreError(f"asking for {digest} failed: {error}")
         finally:
             del self._inquiries[digest]
+            if isinstance(inquiry.outcome, CafsError):
+                self._note_outcome(digest, inquiry.outcome)
             inquiry.done.set()
 
     async def _find_out(self, digest: Digest) -> BlobStat:

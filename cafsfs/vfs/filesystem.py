@@ -250,6 +250,9 @@ class FileSystem:
             if self._store.is_pulling(digest):
                 return b"partial"
             return b"cached" if await self._store.is_cached(digest) else b"remote"
+        if key == "error":
+            reason = self._store.last_failure(digest)
+            return None if reason is None else reason.encode()
         if key == "pin":
             return b"yes" if await self._store.is_pinned(digest) else b"no"
         told = await self._store.recall(digest)

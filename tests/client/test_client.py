@@ -465,6 +465,48 @@ async def test_a_server_that_is_down_does_not_stand_in_the_way(
             await client.check(name, retry=False)
 
 
+async def test_an_upload_says_which_servers_have_it(tmp_path: Path, expect_log: Expect) -> None:
+    expect_log(NEXT)
+    (tmp_path / "file").write_bytes(TEXT)
+    async with bad_server() as first, bad_server() as second, bad_server() as third:
+        addresses = [each.address for each in (first, second, third)]
+        async with CafsClient("/root", addresses, replicas=2) as client:
+            done = await client.upload(tmp_path / "file")
+            assert done.hash == DIGEST.hex
+            holders = [each for each in (first, second, third) if each.blobs]
+            assert sorted(done.servers) == sorted(each.address for each in holders)
+            assert len(holders) == 2
+            for each in holders:
+                each.blobs.clear()
+                each.fault(Phase.STORED, Fault(instead=b"ERIO"))
+            with pytest.raises(ServerRefused, match=f"{DIGEST} is on .* only, not on 2 servers"):
+                await client.upload(tmp_path / "file")
+
+
+async def test_servers_tells_of_each(tmp_path: Path, expect_log: Expect) -> None:
+    expect_log(NEXT)
+    expect_log(DOWN)
+    async with bad_server() as server:
+        server.put(TEXT)
+        gone = Member(Server.parse(nowhere()), zone="us", priority=3, weight=2.0)
+        async with CafsClient("/root", [server.address, gone], zone="us") as client:
+            await client.pull(DIGEST, tmp_path / "copy")
+            up, down = client.servers()
+            assert (up.name, up.state, up.zone, up.errors) == (server.address, "up", None, 0)
+            assert (down.name, down.state, down.zone) == (str(gone.server), "down", "us")
+            assert (down.priority, down.weight) == (3, 2.0)
+            assert down.reason is not None
+            assert "Connection refused" in down.reason
+
+
+async def test_errors_of_a_body_are_raised_as_they_are(tmp_path: Path) -> None:
+    """The client's own tasks put nothing into a group."""
+    async with bad_server() as server:
+        with pytest.raises(ZeroDivisionError):
+            async with client_of(server, nowhere()):
+                raise ZeroDivisionError
+
+
 # --- the other connections
 
 
