@@ -32,6 +32,7 @@ from cafsfs.config import (
 )
 from cafsfs.digest import Digest
 from cafsfs.errors import (
+    AuthenticationFailed,
     BlobNotFound,
     CafsError,
     CorruptBlob,
@@ -94,7 +95,7 @@ def put(
 
     Prints a line "<hash>  <path>" for each, as b3sum does: `b3sum -c` checks them. What a server
     has already is not sent to it again, unless it is small. Exit code 1 if any file failed; the
-    others are uploaded, unless no server can be reached.
+    others are uploaded, unless no server can be reached or lets us in.
 
     Of several servers N get each file (--replicas), those of this --zone first; where one fails or
     is full, the next one does. A file that fewer than N have in the end has failed. With --json
@@ -163,7 +164,7 @@ async def _put(target: Target, files: list[Path], compression: Compression, line
             try:
                 digest, servers = await _put_file(target, store, path, limiter, progress)
                 report.stored(index, line(digest, path, servers), servers)
-            except Unreachable:
+            except (Unreachable, AuthenticationFailed):
                 raise  # nor will the other files get there
             except CafsError as error:
                 report.failed(index, _about_file(path, error, target.uri))

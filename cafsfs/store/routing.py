@@ -83,8 +83,8 @@ class RoutingStore(ContentStore):
     ) -> None:
         if replicas > router.writable:
             raise UsageError(
-                f"{replicas} replicas need {replicas} servers, there is"
-                f" {'one' if router.writable == 1 else router.writable}",
+                f"{replicas} replicas need {replicas} servers, there"
+                f" {'is one' if router.writable == 1 else f'are {router.writable}'}",
                 hint="name more servers, or ask for fewer replicas",
             )
         self._router = router

@@ -144,7 +144,7 @@ async def test_content_that_is_wrong_is_stored_nowhere() -> None:
 
 
 def test_there_cannot_be_more_replicas_than_servers() -> None:
-    with pytest.raises(UsageError, match="3 replicas need 3 servers"):
+    with pytest.raises(UsageError, match="3 replicas need 3 servers, there are 2"):
         routed(*group(["takes", "takes"], SMALL), replicas=3)
 
 
