@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock
 
@@ -16,18 +16,18 @@ from cafsfs.errors import CafsError, StoreError, Unavailable
 from cafsfs.store.contracts import (
     BlobStat,
     ContentSink,
-    ContentSource,
     ContentStore,
     Failures,
     Wanted,
 )
+from cafsfs.store.passing import PassingStore
 
 log = logging.getLogger(__name__)
 
 _MOST = 64  # blobs of a batch: an error is told when all of its batch are done
 
 
-class GatheringStore(ContentStore):
+class GatheringStore(PassingStore):
     """Pulls from ``upstream``, up to ``at_once`` of them as they are; those beyond in batches.
 
     Who comes when ``at_once`` pulls and batches are under way waits for one of them to end. Then a
@@ -40,7 +40,7 @@ class GatheringStore(ContentStore):
     """
 
     def __init__(self, upstream: ContentStore, nursery: trio.Nursery, *, at_once: int) -> None:
-        self._upstream = upstream
+        super().__init__(upstream)
         self._nursery = nursery
         self._at_once = at_once
         self._under_way = 0  # pulls and batches
@@ -48,12 +48,6 @@ class GatheringStore(ContentStore):
 
     def __repr__(self) -> str:
         return f"<GatheringStore under_way={self._under_way} waiting={len(self._waiting)}>"
-
-    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
-        return await self._upstream.find_missing(digests)
-
-    async def stat(self, digest: Digest) -> BlobStat:
-        return await self._upstream.stat(digest)
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         if self._under_way < self._at_once:
@@ -70,19 +64,6 @@ class GatheringStore(ContentStore):
             if caller in self._waiting:
                 self._waiting.remove(caller)
             await caller.leave()
-
-    async def stat_many(
-        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
-    ) -> Failures[Digest]:
-        return await self._upstream.stat_many(digests, told)
-
-    async def pull_many(
-        self, wanted: Sequence[Wanted], *, at_once: int | None = None
-    ) -> Failures[Wanted]:
-        return await self._upstream.pull_many(wanted, at_once=at_once)
-
-    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
-        return await self._upstream.put(digest, source)
 
     def _go_on(self) -> None:
         """A place is free: for a share of those who wait, if there are any."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import trio
@@ -13,12 +13,12 @@ from cafsfs.digest import Digest
 from cafsfs.store.contracts import (
     BlobStat,
     ContentSink,
-    ContentSource,
     ContentStore,
     Destination,
     Failures,
     Wanted,
 )
+from cafsfs.store.passing import PassingStore
 
 _BURST = 0.25  # seconds of the rate that may be saved up while nothing is pulled
 # A shorter wait (seconds) is put off, not forgotten: for blobs of 4 KiB at 20 MB/s (0.2 ms each)
@@ -31,7 +31,7 @@ _LOT = 256 << 10
 _STEPS = 20  # a piece goes on after a second at the latest, or the server would give us up
 
 
-class PacingStore(ContentStore):
+class PacingStore(PassingStore):
     """Holds up the pulls from ``upstream``; all else passes through.
 
     ``rate``: bytes of content per second, over all pulls together; None does not limit. A piece
@@ -50,41 +50,24 @@ class PacingStore(ContentStore):
         rate: float | None = None,
         give_way: Callable[[Digest], bool] = lambda _: False,
     ) -> None:
-        self._upstream = upstream
+        super().__init__(upstream)
         self._bucket = _Bucket(math.inf if rate is None else rate)
         self._give_way = give_way
-
-    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
-        return await self._upstream.find_missing(digests)
-
-    async def stat(self, digest: Digest) -> BlobStat:
-        return await self._upstream.stat(digest)
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         paced = _PacedSink(sink, self._bucket, lambda: self._give_way(digest))
         return await self._upstream.pull(digest, paced)
-
-    async def stat_many(
-        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
-    ) -> Failures[Digest]:
-        return await self._upstream.stat_many(digests, told)
 
     async def pull_many(
         self, wanted: Sequence[Wanted], *, at_once: int | None = None
     ) -> Failures[Wanted]:
         turns = _Turns()
 
-        def paced(each: Wanted) -> Wanted:
+        def paced(each: Wanted) -> _PacedDestination:
             give_way = partial(self._give_way, each.digest)
-            destination = _PacedDestination(each.destination, self._bucket, give_way, turns)
-            return Wanted(each.digest, destination)
+            return _PacedDestination(each.destination, self._bucket, give_way, turns)
 
-        of = {paced(each): each for each in wanted}
-        failures = await self._upstream.pull_many(list(of), at_once=at_once)
-        return {of[each]: error for each, error in failures.items()}
-
-    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
-        return await self._upstream.put(digest, source)
+        return await self._pull_many_through(paced, wanted, at_once)
 
 
 class _Bucket:

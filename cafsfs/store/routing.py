@@ -144,14 +144,14 @@ class RoutingStore(ContentStore):
         if len(places) > 1 and digest in self._small:
             del self._small[digest]
             return await self._pull_small(digest, places, sink)
-        watched = _WatchedSink(sink)
+        metered = _MeteredSink(sink)
         left: list[Place] = []
 
         async def pull(place: Place, rest: Sequence[Place]) -> BlobStat:
             if not rest:
                 return await self._timed_pull(place, digest, sink)
             try:
-                return await self._pull_unless_slow(place, rest, digest, watched)
+                return await self._pull_unless_slow(place, rest, digest, metered)
             except _Left:
                 left.append(place)
                 raise
@@ -404,7 +404,7 @@ class RoutingStore(ContentStore):
         place: Place,
         rest: Sequence[Place],
         digest: Digest,
-        sink: _WatchedSink,
+        sink: _MeteredSink,
     ) -> BlobStat:
         """Raises _Left if the pull had better go on elsewhere."""
         reason = ""
@@ -429,7 +429,7 @@ class RoutingStore(ContentStore):
         raise _Left(reason)
 
     async def _until_slow(
-        self, place: Place, rest: Sequence[Place], digest: Digest, sink: _WatchedSink
+        self, place: Place, rest: Sequence[Place], digest: Digest, sink: _MeteredSink
     ) -> str:
         """Returns, with the reason, when the pull had better go on with one of ``rest``."""
         name = place.site.name
@@ -531,7 +531,7 @@ class _Left(TimedOut):
     """A pull has left a place that is slow."""
 
 
-class _WatchedSink:
+class _MeteredSink:
     """A sink that tells how much it was given; written to in threads."""
 
     def __init__(self, sink: ContentSink) -> None:
@@ -565,7 +565,7 @@ class _Progress:
         self.still = 0.0
         self.rate = math.inf
 
-    def look(self, now: float, sink: _WatchedSink) -> None:
+    def look(self, now: float, sink: _MeteredSink) -> None:
         """Have ``count``, ``still`` (seconds) and ``rate`` (bytes a second) of ``sink``."""
         if sink.busy:  # it is our disk that is slow
             self._marks.clear()

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from cafsfs.digest import Digest
 from cafsfs.store.contracts import (
     BlobStat,
     ContentSink,
-    ContentSource,
     ContentStore,
     Destination,
     Failures,
     Wanted,
 )
+from cafsfs.store.passing import PassingStore
 
 
-class WatchedStore(ContentStore):
+class WatchedStore(PassingStore):
     """Passes everything to ``upstream``.
 
     ``on_write(digest, end)`` is called from worker threads: the content is there up to the byte
@@ -25,37 +25,20 @@ class WatchedStore(ContentStore):
     """
 
     def __init__(self, upstream: ContentStore, on_write: Callable[[Digest, int], object]) -> None:
-        self._upstream = upstream
+        super().__init__(upstream)
         self._on_write = on_write
-
-    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
-        return await self._upstream.find_missing(digests)
-
-    async def stat(self, digest: Digest) -> BlobStat:
-        return await self._upstream.stat(digest)
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         watched = _WatchedSink(sink, lambda end: self._on_write(digest, end))
         return await self._upstream.pull(digest, watched)
 
-    async def stat_many(
-        self, digests: Sequence[Digest], told: Callable[[Digest, BlobStat], object]
-    ) -> Failures[Digest]:
-        return await self._upstream.stat_many(digests, told)
-
     async def pull_many(
         self, wanted: Sequence[Wanted], *, at_once: int | None = None
     ) -> Failures[Wanted]:
-        def watched(each: Wanted) -> Wanted:
-            on_write = partial(self._on_write, each.digest)
-            return Wanted(each.digest, _WatchedDestination(each.destination, on_write))
+        def watched(each: Wanted) -> _WatchedDestination:
+            return _WatchedDestination(each.destination, partial(self._on_write, each.digest))
 
-        of = {watched(each): each for each in wanted}
-        failures = await self._upstream.pull_many(list(of), at_once=at_once)
-        return {of[each]: error for each, error in failures.items()}
-
-    async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
-        return await self._upstream.put(digest, source)
+        return await self._pull_many_through(watched, wanted, at_once)
 
 
 class _WatchedSink:

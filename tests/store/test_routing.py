@@ -24,7 +24,7 @@ from cafsfs.packing import hash_bytes
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore, Wanted
 from cafsfs.store.health import Site
 from cafsfs.store.memory import MemorySink, MemorySource
-from cafsfs.store.routing import SMALL, RoutingStore, _Progress, _WatchedSink
+from cafsfs.store.routing import SMALL, RoutingStore, _MeteredSink, _Progress
 from tests.store.routes import routed
 from tests.store.samples import ABSENT, FullDisk, MemoryDestination, pull, pull_many, stat_many
 from tests.store.scripted import ScriptedStore
@@ -481,7 +481,7 @@ async def test_before_its_first_byte_a_server_is_left_only_if_it_does_not_greet(
 
 
 def test_our_own_slow_disk_is_not_the_servers_fault() -> None:
-    sink = _WatchedSink(MemorySink())
+    sink = _MeteredSink(MemorySink())
     progress = _Progress(0)
     sink.write(bytes(1000))
     for now, busy, still, rate in (
