@@ -6,6 +6,7 @@ longer ``reusable``: the state machine in ``wire/`` is then not at rest, and the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -102,6 +103,9 @@ class ServerConnection:
         self._waits_for = _GREETING
         self.uses = 0  # commands so far; 0 on a fresh connection
         self.round_trips = 3  # that it took to be ready: connecting, the greeting, the verdict
+        # When an answer or a body last moved, on Trio's clock; in the future where the server has
+        # reason to be silent until then. The greeting moves nothing: a frozen server may greet.
+        self.moved_at = -math.inf
 
     @classmethod
     async def open(
@@ -248,7 +252,7 @@ class ServerConnection:
         """
         await self._command(Measure(digest), Pull(digest))
         length = await self._length()
-        take = self._taken(digest, await self._answer(self._deadlines.for_pull(length or 0)))
+        take = self._taken(digest, await self._answer_to_pull(length or 0))
         return self._body(take)
 
     async def pull_range(self, digest: Digest, offset: int, length: int | None) -> RemoteBody:
@@ -343,8 +347,7 @@ class ServerConnection:
         that of the blob whose header is returned, for a server may have recompressed it between.
         """
         await self._command(Pull(digest))
-        answer = await self._answer(self._deadlines.for_pull(packed_length))
-        body = self._body(self._taken(digest, answer))
+        body = self._body(self._taken(digest, await self._answer_to_pull(packed_length)))
         header = Header.parse(await body.peek(HEADER_LENGTH))
         return PackedStat(body.length, header), body
 
@@ -367,6 +370,7 @@ class ServerConnection:
 
         async def send(piece: memoryview) -> None:
             await self._write([piece], pace)
+            self.moved_at = trio.current_time()
             self._wire.sent_body(len(piece))
 
         await pump(body.readinto, send, length=length)
@@ -386,6 +390,7 @@ class ServerConnection:
             nonlocal sent, in_step
             in_step = False  # until all of it is written: reading ahead may fail and cancel us
             await self._write(_chunked(piece), pace)
+            self.moved_at = trio.current_time()
             sent += len(piece)
             in_step = True
 
@@ -459,6 +464,13 @@ class ServerConnection:
             raise ServerRefused(f"{self._server} answers ERIO")
         return event
 
+    async def _answer_to_pull(self, packed_length: int) -> Event:
+        deadline = self._deadlines.for_pull(packed_length)
+        self.moved_at = trio.current_time() + deadline - self._deadlines.answer
+        answer = await self._answer(deadline)
+        self.moved_at = trio.current_time()
+        return answer
+
     async def _length(self) -> int | None:
         """The answer to a SIZE that goes before a PULL; None where it tells no length."""
         measured = await self._answer(self._deadlines.question, may_refuse=True)
@@ -508,6 +520,8 @@ class ServerConnection:
             count = await self._transport.recv_into(buffer, deadline=deadline)
             if count == 0:
                 raise ConnectionBroken(f"{self._server} closed the connection")
+        if self.uses:
+            self.moved_at = max(self.moved_at, trio.current_time())
         return count
 
     @contextmanager

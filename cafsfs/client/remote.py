@@ -25,6 +25,7 @@ from cafsfs.errors import (
     RangeError,
     RemoteProtocolError,
     ServerRefused,
+    TimedOut,
     UsageError,
 )
 from cafsfs.store.contracts import (
@@ -87,12 +88,14 @@ class RemoteStore(PackedStore):
         self._open_probe = partial(self._connect, receive_buffer=_PROBE_BUFFER)
         self._ranges = Ranges(self.name, self._open_probe)
         self._connections = connections
-        self._bulk = Pool(self._connect, limit=connections, reserve=reserve)
+        patience = self._deadlines.progress
+        self._pool = partial(Pool, name=self.name, patience=patience)
+        self._bulk = self._pool(self._connect, limit=connections, reserve=reserve)
         hurried = replace(self._deadlines, connect=self._deadlines.question)
         self._open_hurriedly = partial(opening, hurried)
         self._quick = self._bulk
         if parking is not None:
-            self._quick = Pool(self._open_hurriedly, limit=_QUICK)
+            self._quick = self._pool(self._open_hurriedly, limit=_QUICK)
         self._small: OrderedDict[Digest, None] = OrderedDict()
         self._parking = parking
         self._parked: dict[Digest, _Parked] = {}  # oldest first
@@ -148,7 +151,8 @@ class RemoteStore(PackedStore):
         length = await self.measure(digest)
         if length <= SMALL:
             return PackedStat(length, None)
-        async with self._probes:
+        await self._enter_probes(length)
+        try:
             if await self._ranges.are_sound(digest, length):
                 stat = await self._glimpse(digest)
                 if stat is not None:
@@ -159,8 +163,19 @@ class RemoteStore(PackedStore):
             except BaseException:
                 probe.close()
                 raise
+        finally:
+            self._probes.release()
         self._park(digest, _Parked(probe, body))
         return stat
+
+    async def _enter_probes(self, length: int) -> None:
+        """Wait for the probes before this one, as long as for its own answer."""
+        patience = self._deadlines.for_pull(length)
+        try:
+            with trio.fail_after(patience):
+                await self._probes.acquire()
+        except trio.TooSlowError:
+            raise TimedOut(f"{self.name} was busy with other probes for {patience:.0f} s") from None
 
     async def _glimpse(self, digest: Digest) -> PackedStat | None:
         """What a sound server tells in one round trip; None if that is of no use."""
@@ -223,8 +238,9 @@ class RemoteStore(PackedStore):
             lane.leave()
 
     async def _begin(self, digest: Digest) -> tuple[_Lane, RemoteBody]:
-        if digest in self._parked and self._bulk.take_place():
-            parked = self._parked.pop(digest)
+        parked = self._parked.get(digest)
+        if parked is not None and self._bulk.adopt(parked.connection):
+            del self._parked[digest]
             parked.taken.set()
             return _Lane(self._bulk, parked.connection, keep=False), parked.body
         pool = self._bulk
@@ -304,7 +320,7 @@ class RemoteStore(PackedStore):
     @asynccontextmanager
     async def _going_on(self, digest: Digest, body: RemoteBody) -> AsyncIterator[ResumingBody]:
         """``body``, which shares its connection; it goes on over one of its own."""
-        lane = _Lane(Pool(self._connect, limit=1), None, keep=False)
+        lane = _Lane(self._pool(self._connect, limit=1), None, keep=False)
         try:
             yield self._resuming(digest, body, lane)
         finally:

@@ -213,7 +213,7 @@ def batch_of(count: int) -> PullBatch:
 
     source = Source(
         name="server",
-        pool=Pool(connect, limit=1),
+        pool=Pool(connect, name="server", limit=1),
         deadlines=Deadlines(),
         measure=measure,
         going_on=going_on,
