@@ -541,8 +541,8 @@ class StoreUri:
 
 
 _URI_EXAMPLE = "as in cafs://host:2403/root, or file:///directory/of/roots/root"
-# RFC 3986, appendix B. Not urllib's urlsplit: that takes brackets of IPv6 at the start of a host
-# list only (since Python 3.11.4), and removes blanks and newlines without a word.
+# RFC 3986, appendix B. Not urllib's urlsplit: since gh-105704 (in Debian 12's 3.11.2, too) that
+# refuses `h,[::1]` and `[::1];zone=x`; and it removes tabs and newlines without a word.
 _URI = re.compile(
     r"(?:(?P<scheme>[^:/?#]+):)?(?://(?P<hosts>[^/?#]*))?(?P<path>[^?#]*)"
     r"(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?",

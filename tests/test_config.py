@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cafsfs import config
-from cafsfs.client.groups import NamedServer
+from cafsfs.client.groups import NamedServer, describe
 from cafsfs.client.servers import Member, Server
 from cafsfs.config import (
     ALL_OPTIONS,
@@ -513,6 +514,32 @@ def test_the_servers_of_a_uri_have_a_place_in_its_group() -> None:
     assert uri.members == (Member(Server("a"), "eu", 1), Member(Server("b", 80), weight=2.0))
     assert uri.servers == (Server("a"), Server("b", 80))
     assert uri.layer.values == {"zone": "eu"}
+
+
+members = st.builds(
+    Member,
+    st.builds(Server, st.sampled_from(["a", "b.example", "10.0.0.1", "::1"]), st.integers(1, 9)),
+    st.none() | st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True),
+    st.integers(0, 999_999),
+    st.floats(0.001, 1000),
+)
+roots = st.text(st.characters(codec="utf-8"), min_size=1, max_size=50).filter(
+    lambda root: root.strip("/") != ""
+)
+
+
+@given(
+    group=st.lists(members, min_size=1, max_size=4, unique_by=lambda each: each.server),
+    root=roots,
+    zone=st.text(st.characters(codec="utf-8"), max_size=20),
+)
+def test_a_uri_says_what_it_was_made_from(group: list[Member], root: str, zone: str) -> None:
+    text = f"cafs://{','.join(map(describe, group))}/{quote(root)}?zone={quote(zone, safe='')}"
+    uri = parse_uri(text)
+    assert list(uri.members) == group
+    assert uri.root == f"/{root}"
+    assert uri.layer.values == {"zone": zone}
+    assert parse_uri(f"cafs://{','.join(map(str, uri.named))}/x").members == uri.members
 
 
 TABLES = (NamedServer(Server("a"), "eu", 1), NamedServer(Server("c"), "us"))
