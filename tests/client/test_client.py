@@ -25,6 +25,7 @@ from cafsfs.errors import (
     ServerRefused,
     StoreError,
     TimedOut,
+    TooFewReplicas,
     Unreachable,
     UsageError,
 )
@@ -479,8 +480,11 @@ async def test_an_upload_says_which_servers_have_it(tmp_path: Path, expect_log: 
             for each in holders:
                 each.blobs.clear()
                 each.fault(Phase.STORED, Fault(instead=b"ERIO"))
-            with pytest.raises(ServerRefused, match=f"{DIGEST} is on .* only, not on 2 servers"):
+            with pytest.raises(
+                TooFewReplicas, match="it is on .* only, not on 2 servers"
+            ) as caught:
                 await client.upload(tmp_path / "file")
+            assert len(caught.value.servers) == 1
 
 
 async def test_servers_tells_of_each(tmp_path: Path, expect_log: Expect) -> None:
