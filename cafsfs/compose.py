@@ -8,6 +8,7 @@ LocalRoot; without ``--cache-seed`` there is no seed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,22 +16,24 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from cafsfs.client.credentials import Credentials
 from cafsfs.client.network import WORKERS, Network, NetworkOptions
 from cafsfs.client.servers import Deadlines
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, StoreUri
 from cafsfs.control import ask_all, serve_control
 from cafsfs.digest import Digest
-from cafsfs.errors import StoreError
+from cafsfs.errors import StoreError, UsageError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
-from cafsfs.server import CafsServer, Limits
+from cafsfs.secret import find_secret
+from cafsfs.server import CafsServer, Gate, Limits
 from cafsfs.store.budget import MemoryBudget
 from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.upkeep import open_disk_cache
@@ -55,6 +58,8 @@ _ATTEMPTS = 2
 _NAMED = 10_000  # blobs of which mounts are told by name
 _MOUNTS_PATIENCE = 1.0  # seconds that mounts have to write their index before we read it
 _RESERVE = 252  # connections to a server beyond the usual, for readers of large blobs who wait
+_OWN = "authenticated"  # below the cache directory; holds caches, see own_cache
+_OWN_LENGTH = 32  # hexadecimal digits
 _SHARE = 0.4  # of a reader's patience that one of several servers may use up
 
 
@@ -74,11 +79,17 @@ async def open_store(
 
     ``budget`` is the one of other stores, where there are any that pull at the same time.
     With ``parking``, as a mount wants it, it fails at once while no server can be reached; see
-    RemoteStore on the rest. Raises StoreError for a directory that is not there.
+    RemoteStore on the rest. Raises StoreError for a directory that is not there, UsageError for a
+    secret that cannot be used.
     """
     limiter = trio.CapacityLimiter(WORKERS)
     budget = budget or MemoryBudget(options.memory)
     if uri.directory is not None:
+        if _demands_authentication(options):
+            raise UsageError(
+                f"`{uri.text}` has no server that could authenticate itself",
+                hint="leave out `auth=required`: what stands there is read as a file",
+            )
         if not await trio.to_thread.run_sync(os.path.isdir, uri.directory, limiter=limiter):
             raise StoreError(
                 f"there is no root `{uri.directory}`", hint=f"make it: mkdir -p {uri.directory}"
@@ -86,6 +97,7 @@ async def open_store(
         root = LocalRoot(uri.directory, limiter=limiter)
         yield UnpackingStore(root, limiter=limiter, compression=compression, budget=budget)
         return
+    credentials = await trio.to_thread.run_sync(_credentials, options, limiter=limiter)
     network = Network(
         uri.members,
         uri.root,
@@ -94,6 +106,7 @@ async def open_store(
             reserve=reserve,
             attempts=_ATTEMPTS,
             deadlines=deadlines or _deadlines(options),
+            credentials=credentials,
             zone=options.zone,
             slow_rate=options.slow_rate,
         ),
@@ -110,6 +123,32 @@ async def open_store(
 def outage(store: ContentStore) -> Outage | None:
     """The outage of a store that ``open_store`` has made, if no server can be reached now."""
     return store.router.outage if isinstance(store, RoutingStore) else None
+
+
+def _credentials(options: StoreOptions) -> Credentials:
+    return Credentials(
+        secret=find_secret(options.secret_file), required=_demands_authentication(options)
+    )
+
+
+def _demands_authentication(options: StoreOptions) -> bool:
+    return options.auth == "required"
+
+
+def own_cache(uri: StoreUri, store: StoreOptions, cache: CacheOptions) -> CacheOptions:
+    """The cache of who demands authentication: it has a directory of its own for each URI.
+
+    One cache directory is one domain of trust. Below the shared one, whoever mounts without
+    authentication would read what was pulled with it, and the other way round. Which options a URI
+    has makes no difference: its servers count, in any order, and its root.
+    """
+    if not (uri.members and _demands_authentication(store)):
+        return cache
+    named = "\n".join([*sorted(map(str, uri.servers)), uri.root])
+    name = hashlib.sha256(named.encode()).hexdigest()[:_OWN_LENGTH]
+    directory = cache.cache_dir / _OWN / name
+    log.info("what was pulled with authentication is cached in %s", directory)
+    return replace(cache, cache_dir=directory)
 
 
 def _deadlines(options: StoreOptions) -> Deadlines:
@@ -140,7 +179,13 @@ def _mount_deadlines(plan: MountPlan) -> Deadlines:
 
 
 def make_server(directory: Path, options: ServeOptions) -> CafsServer:
-    """The embedded server over a directory of roots; raises StoreError."""
+    """The embedded server over a directory of roots; raises StoreError, UsageError."""
+    secret = find_secret(options.secret_file)
+    if secret is None and options.encryption is not None:
+        raise UsageError(
+            f"encryption is {options.encryption}, and there is no secret",
+            hint="name the file that holds it: --secret-file FILE",
+        )
     limits = Limits(
         connections=options.max_connections,
         idle=options.idle_timeout,
@@ -149,7 +194,8 @@ def make_server(directory: Path, options: ServeOptions) -> CafsServer:
         content=options.max_blob,
         grace=options.grace,
     )
-    return CafsServer(directory, limits=limits, sync=options.sync)
+    gate = Gate(secret=secret, required=options.encryption != "optional")
+    return CafsServer(directory, limits=limits, gate=gate, sync=options.sync)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +214,7 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
     """Mount and serve until unmounted, or until SIGTERM or SIGINT; ``ready`` once it answers."""
     from cafsfs.fuse.session import Session  # noqa: PLC0415  # only a mount needs libfuse
 
+    plan = replace(plan, cache=own_cache(plan.uri, plan.store, plan.cache))
     metrics = Metrics()
     budget = MemoryBudget(plan.store.memory)
     async with (
@@ -300,6 +347,7 @@ async def open_prefetching(
     ``rate``: bytes per second from the servers, a seed is not held up. ``on_write``: see
     WatchedStore. Blobs that are fetched beyond ``connections`` at a time come in batches.
     """
+    cache = own_cache(uri, store, cache)
     budget = MemoryBudget(store.memory)
     async with (
         open_disk_cache(

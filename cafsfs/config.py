@@ -55,6 +55,7 @@ _NO_ID = (1 << 32) - 1  # (uid_t) -1 is nobody's: it means "do not change"
 SYSTEM_FILE = Path("/etc/cafsfs/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 AUTHS = ("auto", "required")
+ENCRYPTIONS = ("optional", "required")
 
 
 # --- parsers: text in, value out; ValueError completes "it takes …"
@@ -150,6 +151,13 @@ def parse_auth(text: str) -> str:
     """What a server must do before it is talked to."""
     if text.lower() not in AUTHS:
         raise ValueError("one of " + ", ".join(AUTHS))
+    return text.lower()
+
+
+def parse_encryption(text: str) -> str:
+    """Of whom a server with a secret demands authentication, and encryption."""
+    if text.lower() not in ENCRYPTIONS:
+        raise ValueError("one of " + ", ".join(ENCRYPTIONS))
     return text.lower()
 
 
@@ -346,6 +354,14 @@ class ServeOptions:
 
     listen: Server = option(
         parse_listen, "HOST:PORT to listen on", default=lambda: Server("127.0.0.1")
+    )
+    secret_file: Path | None = option(
+        parse_path, "file with the secret that clients share with us", default=lambda: None
+    )
+    encryption: str | None = option(
+        parse_encryption,
+        "optional for private addresses, or required (so it is with a secret, if not said)",
+        default=lambda: None,
     )
     max_connections: int = option(
         parse_count, "connections at once; one more is closed", default=lambda: 4000

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import pytest
 import trio
 
 from cafsfs import compose
-from cafsfs.compose import MountPlan, make_server, open_store, with_seed
+from cafsfs.client.credentials import Credentials
+from cafsfs.compose import MountPlan, make_server, open_store, own_cache, with_seed
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, parse_uri
-from cafsfs.errors import BlobNotFound, StoreError
+from cafsfs.errors import BlobNotFound, StoreError, Unreachable, UsageError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression, hash_bytes
+from cafsfs.secret import Secret
 from cafsfs.store.cache.upkeep import open_disk_cache
 from cafsfs.store.memory import MemorySink, MemorySource, MemoryStore
 from cafsfs.store.read_caching import ReadCachingStore
@@ -105,6 +109,113 @@ def test_a_server_needs_its_directory(tmp_path: Path) -> None:
     make_server(tmp_path, ServeOptions())
     with pytest.raises(StoreError, match="is not a directory"):
         make_server(tmp_path / "none", ServeOptions())
+
+
+def secret_in(directory: Path, mode: int = 0o600) -> Path:
+    file = directory / "secret"
+    file.write_bytes(b"0123456789abcdefSECRET\n")
+    file.chmod(mode)
+    return file
+
+
+@pytest.mark.parametrize("encryption", [None, "required", "optional"])
+def test_a_secret_reaches_the_server(tmp_path: Path, encryption: str | None) -> None:
+    options = ServeOptions(secret_file=secret_in(tmp_path), encryption=encryption)
+    gate = make_server(tmp_path, options).gate
+    assert gate.secret is not None
+    assert gate.secret.sign(b"") == Secret(b"0123456789abcdefSECRET").sign(b"")
+    assert gate.required is (encryption != "optional")
+
+
+def test_a_server_without_a_secret_asks_nothing(tmp_path: Path) -> None:
+    assert make_server(tmp_path, ServeOptions()).gate.secret is None
+
+
+@pytest.mark.parametrize("encryption", ["required", "optional"])
+def test_a_server_that_is_to_authenticate_needs_a_secret(tmp_path: Path, encryption: str) -> None:
+    """Else it would serve everybody, and who has configured it believe that it does not."""
+    with pytest.raises(UsageError, match=f"encryption is {encryption}, and there is no") as caught:
+        make_server(tmp_path, ServeOptions(encryption=encryption))
+    assert "--secret-file" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("auth", ["auto", "required"])
+async def test_credentials_reach_every_connection(
+    tmp_path: Path,
+    auth: str,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_log: Callable[[str], None],
+) -> None:
+    expect_log("WARNING cafsfs.store.rout.*nobody is there$")
+    seen = []
+
+    async def open_connection(*_: object, credentials: Credentials, **__: object) -> object:
+        await trio.lowlevel.checkpoint()
+        seen.append(credentials)
+        raise Unreachable("nobody is there")
+
+    monkeypatch.setattr("cafsfs.client.connection.ServerConnection.open", open_connection)
+    options = StoreOptions(secret_file=secret_in(tmp_path), auth=auth)
+    async with open_store(parse_uri("cafs://h,g/r"), options) as store:
+        with pytest.raises(Unreachable):
+            await store.stat(hash_bytes(CONTENT))
+    assert [each.required for each in seen] == [auth == "required"] * 2
+    assert all(each.secret is not None for each in seen)
+
+
+async def test_a_secret_that_others_can_read_is_not_used(tmp_path: Path) -> None:
+    options = StoreOptions(secret_file=secret_in(tmp_path, 0o644))
+    with pytest.raises(UsageError, match="mode 0644"):
+        async with open_store(parse_uri("cafs://h/r"), options):
+            pass
+
+
+async def test_a_directory_authenticates_nobody(tmp_path: Path) -> None:
+    """A secret is not even looked at; to demand it makes no sense."""
+    uri = parse_uri(f"file://{tmp_path}")
+    async with open_store(uri, StoreOptions(secret_file=tmp_path / "missing")):
+        pass
+    with pytest.raises(UsageError, match="has no server that could authenticate") as caught:
+        async with open_store(uri, StoreOptions(auth="required")):
+            pass
+    assert caught.value.hint
+
+
+REQUIRED = StoreOptions(auth="required")
+SHARED = CacheOptions(cache_dir=Path("/cache"))
+
+
+def own(uri: str, store: StoreOptions = REQUIRED) -> Path:
+    return own_cache(parse_uri(uri), store, SHARED).cache_dir
+
+
+def test_who_demands_authentication_has_a_cache_of_his_own_for_each_uri() -> None:
+    first = own("cafs://h,g:1/r")
+    assert first.parent == Path("/cache/authenticated")
+    assert re.fullmatch(r"[0-9a-f]{32}", first.name)
+    for other in ("cafs://h/r", "cafs://h,g/r", "cafs://h,g:1/s", "cafs://h,g:1/r/s"):
+        assert own(other) != first
+
+
+def test_options_and_the_order_of_servers_make_no_other_cache() -> None:
+    first = own("cafs://h,g:1/r")
+    for same in (
+        "cafs://g:1,h/r",
+        "cafs://h:2403,g:1/r?connections=7&zone=eu",
+        "cafs://h;zone=eu,g:1;weight=2/r",
+    ):
+        assert own(same) == first
+
+
+def test_all_others_share_the_cache() -> None:
+    assert own("cafs://h/r", StoreOptions()) == SHARED.cache_dir
+    assert own("file:///directory/r", StoreOptions()) == SHARED.cache_dir
+
+
+def test_a_cache_of_ones_own_keeps_the_other_options() -> None:
+    cache = CacheOptions(cache_dir=Path("/cache"), cache_files=7)
+    changed = own_cache(parse_uri("cafs://h/r"), REQUIRED, cache)
+    assert replace(changed, cache_dir=cache.cache_dir) == cache
 
 
 def test_a_mount_is_read_only_and_named_by_its_uri() -> None:

@@ -15,7 +15,7 @@ from cafsfs.client.client import full_stats
 from cafsfs.compose import open_store
 from cafsfs.config import FOR_UPLOADS, LogOptions, StoreOptions
 from cafsfs.digest import Digest
-from cafsfs.errors import BlobNotFound, CafsError
+from cafsfs.errors import BlobNotFound, CafsError, UsageError
 from cafsfs.store.contracts import BlobStat
 
 _ABSENT = 1
@@ -90,6 +90,8 @@ def stat(
     target = find_quietly(uri, config, flags)
     try:
         found = run(lambda: _stat(target, digests))
+    except UsageError:
+        raise
     except CafsError as error:
         complain(error)
         sys.exit(_NOBODY_COULD_TELL)

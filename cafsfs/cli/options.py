@@ -32,6 +32,7 @@ _METAVARS = {
     "parse_id": "ID",
     "parse_level": "LEVEL",
     "parse_auth": "auto|required",
+    "parse_encryption": "optional|required",
     "parse_zone": "NAME",
     "parse_mirrors": "URL",
     "parse_text": "TEXT",

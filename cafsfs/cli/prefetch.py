@@ -24,6 +24,7 @@ from cafsfs.compose import (
     open_cache,
     open_prefetching,
     open_store,
+    own_cache,
     tell_mounts,
     with_seed,
 )
@@ -210,8 +211,9 @@ def _check(order: Order, *, as_json: bool) -> int:
 async def _find_places(order: Order) -> dict[Digest, str]:
     """Where the blobs are that are not cached: ``remote``, or ``absent``."""
     missing = set(order.digests)
-    if is_cache(order.cache.cache_dir):  # else one would be made
-        async with open_cache(order.cache, "cafsfs prefetch --check") as cache:
+    own = own_cache(order.uri, order.store, order.cache)
+    if is_cache(own.cache_dir):  # else one would be made
+        async with open_cache(own, "cafsfs prefetch --check") as cache:
             missing = await cache.find_missing(order.digests)
     absent: set[Digest] = set()
     waiting = [each for each in order.digests if each in missing]

@@ -29,9 +29,14 @@ def serve(directory: str | None, config: Path | None, **flags: str | None) -> No
     Each root is a directory below DIRECTORY; its blobs stand in ROOT/blobs/ab/cd/, as a CAFS
     server of G-CVSNT keeps them. What is missing below a root is made.
 
+    With --secret-file clients have to authenticate, and what is said is encrypted. With
+    --encryption optional, clients from private addresses (loopback, 10.x, 192.168.x, fd…) need
+    neither, and are not encrypted if they do.
+
     \b
     mkdir -p store/data
     cafsfs serve store --listen 127.0.0.1:2403
+    cafsfs serve store --listen 0.0.0.0:2403 --secret-file /etc/cafsfs/secret
     cafsfs put cafs://127.0.0.1/data FILE
     """
     found = layers(flags, config)
@@ -48,6 +53,7 @@ async def _serve(server: CafsServer, path: Path, options: ServeOptions) -> None:
             addresses = await serving.start(server.serve, options.listen.host, options.listen.port)
             for host, port in addresses:
                 log.info("serving %s on %s", path, Server(host, port))
+            log.info("%s", server.gate.rule)
             notify("READY=1")
         nursery.cancel_scope.cancel()
 

@@ -7,15 +7,17 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import trio
 
+from cafsfs.client.credentials import Credentials
 from cafsfs.client.network import WORKERS, Network, NetworkOptions
 from cafsfs.client.servers import Deadlines, Member, Server
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, InvalidDigest, StoreError, UsageError
 from cafsfs.packing import Compression
+from cafsfs.secret import Secret, read_secret
 from cafsfs.store.budget import MemoryBudget, default_budget
 from cafsfs.store.contracts import BlobStat, ContentStore, Wanted
 from cafsfs.store.files import FileSource, ReplacingFile, pull_to_file
@@ -70,6 +72,11 @@ class CafsClient:
     said so, Unavailable when nobody could tell (its subclass TimedOut: ``deadlines``, in seconds),
     CorruptBlob, ServerRefused, RemoteProtocolError, StoreError for local files, InvalidDigest.
 
+    ``secret`` is what servers share with us, or the file that holds it (see ``read_secret``): with
+    servers that offer it we authenticate each other, and what is said is encrypted unless the
+    server lifts that. Where it fails, nobody goes on without: AuthenticationFailed says why.
+    ``auth="required"`` says no word to servers that do not offer it.
+
     All pulls together keep no more than ``memory`` bytes of buffers and decoders; None: 256 MiB, or
     a quarter of what the process's control group may use where that is less.
 
@@ -89,6 +96,8 @@ class CafsClient:
         zone: str | None = None,
         replicas: int = 1,
         slow_rate: float = 128 << 10,
+        secret: Secret | Path | str | None = None,
+        auth: Literal["auto", "required"] = "auto",
     ) -> None:
         if isinstance(servers, str):  # it would be taken for servers of one letter each
             raise UsageError("servers are a list", hint=f'write ["{servers}"]')
@@ -107,6 +116,7 @@ class CafsClient:
                 connections=connections_per_server,
                 attempts=connections_per_server,
                 deadlines=deadlines,
+                credentials=_credentials(secret, auth),
                 zone=zone,
                 slow_rate=slow_rate,
             ),
@@ -344,6 +354,14 @@ def _as_ours(error: CafsError | OSError, path: Path) -> CafsError:
     if isinstance(error, CafsError):
         return error
     return StoreError(f"cannot write `{path}`: {error.strerror}")
+
+
+def _credentials(secret: Secret | Path | str | None, auth: str) -> Credentials:
+    if auth not in {"auto", "required"}:
+        raise UsageError(f"{auth!r} is no way to authenticate", hint='it is "auto" or "required"')
+    if isinstance(secret, str | Path):
+        secret = read_secret(Path(secret))
+    return Credentials(secret=secret, required=auth == "required")
 
 
 def _digest(given: Digest | str) -> Digest:

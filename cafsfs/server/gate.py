@@ -46,6 +46,15 @@ class Gate:
     now: Callable[[], float] = time.time
     begin: Callable[[Secret, int], Handshake] = begin
 
+    @property
+    def rule(self) -> str:
+        """What it asks, in words for people."""
+        if self.secret is None:
+            return "nobody has to authenticate"
+        if self.required:
+            return "everybody has to authenticate, and everything is encrypted"
+        return "who is not from a private address has to authenticate, and is encrypted"
+
     def demands_authentication(self, host: str) -> bool:
         """Whether a client from that address must authenticate."""
         return self.secret is not None and self.keeps_encryption(host)

@@ -56,7 +56,7 @@ class CafsServer:
             )
         self._directory = directory
         self._limits = limits or Limits()
-        self._gate = gate or Gate()
+        self.gate = gate or Gate()
         self._sync = sync
         self._workers = Workers()
         self._sessions: dict[Session, trio.CancelScope] = {}
@@ -120,7 +120,7 @@ class CafsServer:
                     self._open_root,
                     self._limits,
                     self._workers,
-                    gate=self._gate,
+                    gate=self.gate,
                     host=host,
                 )
                 self._sessions[session] = trio.CancelScope()

@@ -15,6 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from cafsfs.client import CafsClient, Member
 from cafsfs.client.connection import ServerConnection
 from cafsfs.client.credentials import Credentials
 from cafsfs.client.remote import RemoteStore
@@ -481,3 +482,63 @@ async def test_over_ipv6(tmp_path: Path) -> None:
         )
         assert await connection.check([SMALL]) == {SMALL}
         connection.close()
+
+
+# --- the client library
+
+
+@pytest.mark.parametrize("given", ["secret", "path", "text"])
+async def test_a_client_takes_a_secret_or_the_file_that_holds_it(
+    tmp_path: Path, given: str
+) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(b"0123456789abcdefSECRET\n")
+    file.chmod(0o600)
+    ways: dict[str, Secret | Path | str] = {"secret": SECRET, "path": file, "text": str(file)}
+    secret = ways[given]
+    async with (
+        serving(tmp_path / "store", gate=Gate(secret=SECRET)) as stand,
+        CafsClient("/root", [stand.address], secret=secret, auth="required") as client,
+    ):
+        (tmp_path / "file").write_bytes(CONTENT)
+        assert str(await client.stream(tmp_path / "file")) == DIGEST.hex
+        await client.pull(DIGEST, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == CONTENT
+        await client.pull_batch([(DIGEST, tmp_path / "again")])
+        assert (tmp_path / "again").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("retry", [True, False])
+async def test_a_client_is_told_what_is_wrong(tmp_path: Path, retry: bool) -> None:
+    """After one attempt: another secret is the wrong one the second time too."""
+    async with (
+        serving(tmp_path, gate=Gate(secret=OTHER)) as stand,
+        CafsClient("/root", [stand.address], secret=SECRET) as client,
+    ):
+        with pytest.raises(AuthenticationFailed, match="another secret"):
+            await client.check(DIGEST, retry=retry)
+
+
+async def test_another_server_may_be_right(
+    tmp_path: Path, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("WARNING cafsfs.store.rout.*another secret than we have$")
+    async with (
+        serving(tmp_path / "wrong", gate=Gate(secret=OTHER)) as wrong,
+        serving(tmp_path / "right", gate=Gate(secret=SECRET)) as right,
+        CafsClient(
+            "/root",
+            [Member(Server.parse(wrong.address)), Member(Server.parse(right.address), priority=1)],
+            secret=SECRET,
+        ) as client,
+    ):
+        right.keep(PACKED, DIGEST)
+        await client.pull(DIGEST, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == CONTENT
+
+
+def test_an_unknown_way_to_authenticate() -> None:
+    with pytest.raises(UsageError, match="'maybe' is no way to authenticate"):
+        CafsClient("/root", ["h"], auth="maybe")  # type: ignore[arg-type]  # as who has no checker
+    with pytest.raises(UsageError, match="there is no secret"):
+        CafsClient("/root", ["h"], auth="required")
