@@ -480,9 +480,7 @@ async def test_an_upload_says_which_servers_have_it(tmp_path: Path, expect_log: 
             for each in holders:
                 each.blobs.clear()
                 each.fault(Phase.STORED, Fault(instead=b"ERIO"))
-            with pytest.raises(
-                TooFewReplicas, match="it is on .* only, not on 2 servers"
-            ) as caught:
+            with pytest.raises(TooFewReplicas, match="only, not on 2 servers") as caught:
                 await client.upload(tmp_path / "file")
             assert len(caught.value.servers) == 1
 
