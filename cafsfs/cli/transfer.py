@@ -116,7 +116,7 @@ def put(
     files = list(_walk(paths))
     line = _json_line if as_json else _checksum_line
     report = run(lambda: _put(target, files, Compression[compression.upper()], line))
-    if target.store.replicas > 1:
+    if target.store.replicas > 1 and report.files:
         click.echo(report.replicas(target.store.replicas), err=True)
     if report.failures:
         sys.exit(1)
@@ -187,7 +187,7 @@ class _Report:
         self._lines: dict[int, str] = {}
         self._next = 0
         self._hints: set[str | None] = set()
-        self._files = 0
+        self.files = 0
         self._servers: Counter[str] = Counter()
         self.failures = 0
 
@@ -200,13 +200,13 @@ class _Report:
             emit(self._lines[index])
 
     def stored(self, index: int, line: str, servers: Sequence[str]) -> None:
-        self._files += 1
+        self.files += 1
         self._servers.update(servers)
         self._done(index, line)
 
     def replicas(self, wanted: int) -> str:
         """One line on who has how many."""
-        count = f"{self._files} file" + ("" if self._files == 1 else "s")
+        count = f"{self.files} file" + ("" if self.files == 1 else "s")
         have = [f"{name} has {number}" for name, number in sorted(self._servers.items())]
         return ", ".join([f"stored {count} on {wanted} servers each", *have])
 

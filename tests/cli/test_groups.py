@@ -111,6 +111,7 @@ def test_where_too_few_are_left_it_fails_and_says_who_has_it(
             assert f"cannot connect to {each.address}: Connection refused" in error
         assert holders(servers, path) == [servers[2].address]
     assert done.err.count("\nhint: is a server running there?") == 1
+    assert "stored" not in done.err
 
 
 def test_where_all_are_dead_one_line_names_them(servers: list[Serving], tmp_path: Path) -> None:
