@@ -21,6 +21,7 @@ import logging
 import math
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -58,6 +59,7 @@ SMALL = 256 << 10
 # Who has a larger blob is not sent it again. To ask costs a round trip, in which a line of 20 ms
 # and 3 MB/s brings as many bytes.
 _WORTH_ASKING = 64 << 10
+_IN_MEMORY = 1 << 20  # bytes of content that a blob of that packed length may have to be
 _KNOWN = 1000  # blobs that were just measured as small
 _STALLED = 5.0  # seconds without a byte of a body, after which a place is left
 _UNBEGUN = 5.0  # seconds without a first byte, after which a place is greeted, and again
@@ -143,7 +145,8 @@ class RoutingStore(ContentStore):
         places = self._router.readers(digest)
         if len(places) > 1 and digest in self._small:
             del self._small[digest]
-            return await self._pull_small(digest, places, sink)
+            with suppress(_TooLarge):
+                return await self._pull_small(digest, places, sink)
         metered = _MeteredSink(sink)
         left: list[Place] = []
 
@@ -438,7 +441,9 @@ class RoutingStore(ContentStore):
             await trio.sleep(_GLANCE)
             reason: str | None = None
             progress.look(trio.current_time(), sink)
-            if not progress.count:
+            if place.down and progress.still >= _GLANCE:
+                reason = f"{name} sends nothing of {digest}, and is down"
+            elif not progress.count:
                 if progress.still >= _UNBEGUN:
                     if not await self._router.greet(place):
                         reason = f"{name} has sent nothing of {digest}, and does not greet"
@@ -581,16 +586,25 @@ class _Progress:
         self.rate = (self.count - before) / span if span >= _SPAN else math.inf
 
 
+class _TooLarge(Exception):
+    """A blob that is small only as it is packed."""
+
+
 class _Small:
-    """A small blob in memory."""
+    """A small blob in memory; raises _TooLarge if it unpacks to too much."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
+        self._left = _IN_MEMORY
 
     def restart(self) -> None:
         self._pieces.clear()
+        self._left = _IN_MEMORY
 
     def write(self, data: bytes | memoryview, /) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            raise _TooLarge
         self._pieces.append(bytes(data))
 
     def write_to(self, sink: ContentSink) -> None:

@@ -21,13 +21,14 @@ from cafsfs.errors import (
     Unreachable,
     UsageError,
 )
-from cafsfs.packing import hash_bytes
+from cafsfs.packing import Compression, hash_bytes
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore, Wanted
 from cafsfs.store.health import Site
-from cafsfs.store.memory import MemorySink, MemorySource
+from cafsfs.store.memory import MemoryPackedStore, MemorySink, MemorySource
 from cafsfs.store.routing import SMALL, RoutingStore, _MeteredSink, _Progress
+from cafsfs.store.unpacking import UnpackingStore
 from tests.store.routes import routed
-from tests.store.samples import ABSENT, FullDisk, MemoryDestination, pull, pull_many, stat_many
+from tests.store.samples import ABSENT, MIB, FullDisk, MemoryDestination, pull, pull_many, stat_many
 from tests.store.scripted import ScriptedStore
 
 CONTENT = b"content"
@@ -341,6 +342,38 @@ async def test_a_small_blob_is_pulled_twice_when_the_first_is_late(
     assert await pull(store, DIGEST) == CONTENT
     assert trio.current_time() - began == pytest.approx(0.11)
     assert slow.cancelled == 1
+
+
+async def test_what_is_small_only_as_it_is_packed_is_not_kept_in_memory() -> None:
+    """256 KiB may unpack to gigabytes."""
+    content = bytes(9 * MIB)
+    limiter = trio.CapacityLimiter(2)
+    stores = [
+        UnpackingStore(MemoryPackedStore(), limiter=limiter, compression=Compression.ZSTD)
+        for _ in range(2)
+    ]
+    store = routed(*stores, replicas=2)
+    await puts(store, content)
+    stat = await store.stat(hash_bytes(content))
+    assert stat.packed_size is not None
+    assert stat.packed_size < SMALL
+    sink = CountingSink()
+    await store.pull(hash_bytes(content), sink)
+    assert (sink.written, sink.restarts) == (len(content), 1)
+
+
+class CountingSink:
+    """Counts."""
+
+    def __init__(self) -> None:
+        self.written = self.restarts = 0
+
+    def restart(self) -> None:
+        self.written = 0
+        self.restarts += 1
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        self.written += len(data)
 
 
 async def test_a_large_blob_is_pulled_once(autojump_clock: MockClock) -> None:
