@@ -101,6 +101,7 @@ async def open_store(
     network = Network(
         uri.members,
         uri.root,
+        mirrors=options.mirror,
         options=NetworkOptions(
             connections=options.connections,
             reserve=reserve,
@@ -117,7 +118,7 @@ async def open_store(
     try:
         yield network.store(compression=compression, replicas=replicas)
     finally:
-        network.close()
+        await network.aclose()
 
 
 def outage(store: ContentStore) -> Outage | None:
@@ -161,13 +162,13 @@ def _deadlines(options: StoreOptions) -> Deadlines:
 
 
 def _mount_deadlines(plan: MountPlan) -> Deadlines:
-    """Where there is another server, leave one early enough for a reader to see the other's answer.
+    """Where somebody else may be asked, leave a server early enough for a reader to be answered.
 
     By default the deadlines for a server and for a reader are the same, and a reader who gave up
     at the very moment when the next server is asked would never be answered by it.
     """
     given = _deadlines(plan.store)
-    if len(plan.uri.servers) < 2:
+    if len(plan.uri.servers) + len(plan.store.mirror) < 2:
         return given
     lookup, read = plan.mount.lookup_timeout, plan.mount.read_timeout
     return Deadlines(
@@ -404,7 +405,7 @@ def _vfs_options(plan: MountPlan) -> VfsOptions:
 
 def _fuse_options(plan: MountPlan) -> list[str]:
     """Always read-only at the kernel: only then are all writes EROFS, for root too (tried)."""
-    name = (plan.mount.fsname or plan.uri.text).replace("\\", "\\\\").replace(",", "\\,")
+    name = (plan.mount.fsname or plan.uri.shown).replace("\\", "\\\\").replace(",", "\\,")
     options = ["ro", "nosuid", "nodev", "default_permissions", f"fsname={name}", "subtype=cafsfs"]
     if plan.mount.allow_other:
         options.append("allow_other")
@@ -453,7 +454,7 @@ class _Status:
         usage = self._store.usage
         stats = {
             "version": self._version,
-            "uri": self._plan.uri.text,
+            "uri": self._plan.uri.shown,
             "mountpoint": self._plan.point,
             "pid": os.getpid(),
             "uptime_seconds": round(time.monotonic() - self._began, 3),

@@ -26,6 +26,7 @@ from cafsfs.client.groups import (
     parse_tables,
     parse_zone,
 )
+from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.client.servers import Member, Server
 from cafsfs.errors import UsageError
 from cafsfs.store.budget import default_budget
@@ -161,11 +162,11 @@ def parse_encryption(text: str) -> str:
     return text.lower()
 
 
-def parse_mirrors(text: str) -> tuple[str, ...]:
-    """URLs of HTTP mirrors, separated by blanks."""
-    if not text.strip() or "\0" in text:
+def parse_mirrors(text: str) -> tuple[MirrorTemplate, ...]:
+    """URLs of HTTP mirrors, separated by blanks; raises UsageError, which shows no password."""
+    if not text.strip():
         raise ValueError("a URL, or several with blanks between, as in https://host/{hash}")
-    return tuple(dict.fromkeys(text.split()))
+    return tuple(dict.fromkeys(map(MirrorTemplate.parse, text.split())))
 
 
 def parse_text(text: str) -> str:
@@ -250,7 +251,7 @@ class StoreOptions:
         "bytes a second, over 10 s, below which a pull is left for another server; 0: never",
         default=lambda: 128 << 10,
     )
-    mirror: tuple[str, ...] = option(
+    mirror: tuple[MirrorTemplate, ...] = option(
         parse_mirrors,
         "URLs of HTTP mirrors, asked last, as in https://host/{ab}/{cd}/{hash}",
         default=tuple,
@@ -459,7 +460,7 @@ def plain(value: object, parse: Callable[[str], object]) -> str:
     if value is None:
         return "always" if parse is parse_verify_first else "-"
     if isinstance(value, tuple):
-        return " ".join(value) or "-"
+        return " ".join(map(str, value)) or "-"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Amount):
@@ -551,6 +552,11 @@ class StoreUri:
     layer: Layer
 
     @property
+    def shown(self) -> str:
+        """``text`` for logs and for ``df``: without mirrors that have a password in them."""
+        return _PASSWORD.sub("mirror=…", self.text)
+
+    @property
     def servers(self) -> tuple[Server, ...]:
         """Where they are, in the order given; none for a directory."""
         return tuple(each.server for each in self.members)
@@ -565,6 +571,7 @@ _URI = re.compile(
     re.DOTALL,
 )
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
+_PASSWORD = re.compile(r"(?<=[?&])mirror=[^&]*(?:@|%40)[^&]*")
 
 
 def parse_uri(text: str, tables: Sequence[NamedServer] = ()) -> StoreUri:

@@ -20,6 +20,11 @@ from trio.testing import MockClock
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# What tests serve on loopback is not to be asked for by way of somebody's proxy.
+for _name in ("http_proxy", "https_proxy", "all_proxy"):
+    os.environ.pop(_name, None)
+    os.environ.pop(_name.upper(), None)
+
 # Real seconds of silence before the clock jumps: what a loopback packet may take on a busy machine.
 _SILENCE = 0.03
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cafsfs import config
 from cafsfs.client.groups import NamedServer, describe
+from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.client.servers import Member, Server
 from cafsfs.config import (
     ALL_OPTIONS,
@@ -106,8 +107,16 @@ Parse = Callable[[str], Any]
         (parse_auth, "Required", "required"),
         (parse_encryption, "Optional", "optional"),
         (parse_encryption, "required", "required"),
-        (parse_mirrors, " http://h/{hash}  https://g/x ", ("http://h/{hash}", "https://g/x")),
-        (parse_mirrors, "http://h/{hash} http://h/{hash}", ("http://h/{hash}",)),
+        (
+            parse_mirrors,
+            " http://h/{hash}  https://g/x/{hash} ",
+            (MirrorTemplate.parse("http://h/{hash}"), MirrorTemplate.parse("https://g/x/{hash}")),
+        ),
+        (
+            parse_mirrors,
+            "http://h/{hash} http://h/{hash}",
+            (MirrorTemplate.parse("http://h/{hash}"),),
+        ),
         (parse_text, "a b", "a b"),
         (parse_path, "/a/b", Path("/a/b")),
         (parse_path, "~root/x", Path("~root/x").expanduser()),

@@ -171,7 +171,7 @@ class WebServerThread:
         self, sock: socket.socket, method: str, path: str, asked: dict[str, str]
     ) -> bool:
         faults = self.faults
-        file = self.directory / path.removeprefix("/there").lstrip("/")
+        file = self.directory / path.removeprefix("/there").lstrip("/").partition("?")[0]
         content = file.read_bytes() if file.is_file() else faults.answers_all
         if content is None:
             self._send_head(sock, 404, {"Content-Length": "15"})
@@ -227,8 +227,8 @@ class WebServerThread:
         for at in range(start, end, step):
             piece = content[at : min(at + step, end)]
             framed = b"%x\r\n%b\r\n" % (len(piece), piece) if faults.chunked else piece
-            sock.sendall(framed)
             self.bytes_sent += len(piece)
+            sock.sendall(framed)
             if faults.drip and self._ended.wait(faults.drip):
                 return False
         if cut is not None:

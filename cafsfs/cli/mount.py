@@ -115,7 +115,7 @@ def mount(
 
 async def _serve(plan: MountPlan, *, in_background: bool, to_file: bool) -> None:
     async def ready() -> None:
-        log.info("mounted %s on %s", plan.uri.text, plan.point)
+        log.info("mounted %s on %s", plan.uri.shown, plan.point)
         if in_background:
             flush_log()  # who has started us sees the warnings of the start
             os.write(2, _MOUNTED)

@@ -156,5 +156,5 @@ def _for_json(value: object) -> object:
     if isinstance(value, Amount):
         return f"{value.share * 100:g}%" if value.share else value.bytes
     if isinstance(value, tuple):
-        return list(value)
+        return list(map(str, value))
     return value if value is None or isinstance(value, bool | int | float) else str(value)

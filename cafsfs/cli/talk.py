@@ -149,6 +149,11 @@ def start_logging(options: LogOptions) -> None:
         handler = _file_handler(options.log_file)
     handler.setFormatter(logging.Formatter(_FORMAT))
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
+    for name in (
+        "httpx",
+        "httpcore",
+    ):  # which log whole URLs and heads: there may be secrets in them
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def log_to_syslog() -> None:

@@ -12,6 +12,7 @@ from typing import Literal, Self, TypeVar
 import trio
 
 from cafsfs.client.credentials import Credentials
+from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.client.network import WORKERS, Network, NetworkOptions
 from cafsfs.client.servers import Deadlines, Member, Server
 from cafsfs.digest import Digest
@@ -60,7 +61,8 @@ class CafsClient:
     a zone, a priority and a weight. Those of ``zone`` are asked first, then the nearest by measured
     time, which is measured in the background of ``async with``; see Router. A pull leaves a server
     that brings less than ``slow_rate`` bytes a second for another one. Uploads go to ``replicas``
-    of them.
+    of them. ``mirrors`` are HTTP mirrors, as ``https://host/{ab}/{cd}/{hash}``, which are asked
+    last and never written to.
 
     Each operation has ``retry``: with it (the default) the operation goes on over the other
     connections and servers until one succeeds or all have failed; without it, only the first server
@@ -98,9 +100,12 @@ class CafsClient:
         slow_rate: float = 128 << 10,
         secret: Secret | Path | str | None = None,
         auth: Literal["auto", "required"] = "auto",
+        mirrors: Collection[str] = (),
     ) -> None:
         if isinstance(servers, str):  # it would be taken for servers of one letter each
             raise UsageError("servers are a list", hint=f'write ["{servers}"]')
+        if isinstance(mirrors, str):
+            raise UsageError("mirrors are a list", hint="write [url]")
         if not servers:
             raise UsageError("a client needs at least one server")
         if connections_per_server < 1:
@@ -112,6 +117,7 @@ class CafsClient:
         self._network = Network(
             list(members.values()),
             server_root,
+            mirrors=[MirrorTemplate.parse(each) for each in mirrors],
             options=NetworkOptions(
                 connections=connections_per_server,
                 attempts=connections_per_server,
@@ -149,8 +155,7 @@ class CafsClient:
 
     async def aclose(self) -> None:
         """Close the idle connections, and those in use when they are done."""
-        self._network.close()
-        await trio.lowlevel.checkpoint()
+        await self._network.aclose()
 
     def servers(self) -> list[PlaceState]:
         """What is known of each server: whether it is up, its times, its errors."""

@@ -1,17 +1,19 @@
 """A group of servers as one store: where the stack of a client is put together.
 
 As it reads aloud: a RoutingStore of, for each server, a RetryingStore of an UnpackingStore of a
-RemoteStore.
+RemoteStore; and behind all servers, for each HTTP mirror, the same of a MirrorStore.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import trio
 
 from cafsfs.client.credentials import NO_CREDENTIALS, Credentials
+from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.client.remote import RemoteStore
 from cafsfs.client.servers import Deadlines, Member
 from cafsfs.packing import Compression
@@ -22,6 +24,9 @@ from cafsfs.store.retrying import RetryingStore
 from cafsfs.store.router import Place, PlaceState, Router
 from cafsfs.store.routing import RoutingStore
 from cafsfs.store.unpacking import UnpackingStore
+
+if TYPE_CHECKING:
+    from cafsfs.client.mirror import MirrorStore
 
 WORKERS = 4  # threads that hash, unpack, read and write; two cores are busy with two
 
@@ -45,7 +50,7 @@ class NetworkOptions:
 
 
 class Network:
-    """The servers ``members``, which serve ``root``.
+    """The servers ``members``, which serve ``root``, and ``mirrors``, the last to be asked.
 
     With ``nursery`` those that are down are greeted in the background, and the times of all are
     measured. With ``parking``, as a mount wants it, operations fail at once while no server can be
@@ -57,6 +62,7 @@ class Network:
         members: Sequence[Member],
         root: str,
         *,
+        mirrors: Sequence[MirrorTemplate] = (),
         options: NetworkOptions,
         limiter: trio.CapacityLimiter,
         budget: MemoryBudget,
@@ -78,10 +84,11 @@ class Network:
             )
             for member in members
         ]
+        self._mirrors = [self._mirror(each) for each in dict.fromkeys(mirrors)]
         self.router = Router(
             [
-                Place(_site(member), remote)
-                for member, remote in zip(members, self._remotes, strict=True)
+                *map(Place, map(_site, members), self._remotes),
+                *(Place(Site(name=each.name, last=True), each) for each in self._mirrors),
             ],
             zone=options.zone,
             nursery=parking or nursery,
@@ -108,17 +115,33 @@ class Network:
         """What is known of each server."""
         return self.router.states()
 
-    def close(self) -> None:
-        """Close the idle connections now, and those in use when they are done."""
+    async def aclose(self) -> None:
+        """Close the idle connections now, and those of servers that are in use when they are done.
+
+        Who is cancelled closes all the same.
+        """
         for remote in self._remotes:
             remote.close()
+        with trio.CancelScope(shield=True):
+            for mirror in self._mirrors:
+                await mirror.aclose()
+        await trio.lowlevel.checkpoint()
+
+    def _mirror(self, template: MirrorTemplate) -> MirrorStore:
+        from cafsfs.client.mirror import MirrorStore  # noqa: PLC0415  # 50 ms; few have a mirror
+
+        return MirrorStore(
+            template,
+            connections=self._options.connections,
+            deadlines=self._options.deadlines,
+        )
 
     def _contents(self, compression: Compression) -> list[UnpackingStore]:
         return [
             UnpackingStore(
-                remote, limiter=self._limiter, compression=compression, budget=self._budget
+                packed, limiter=self._limiter, compression=compression, budget=self._budget
             )
-            for remote in self._remotes
+            for packed in (*self._remotes, *self._mirrors)
         ]
 
 

@@ -28,7 +28,6 @@ from cafsfs.errors import (
     TimedOut,
     UsageError,
 )
-from cafsfs.resolver import Resolver
 from cafsfs.store.contracts import (
     Failures,
     PackedBody,
@@ -84,14 +83,7 @@ class RemoteStore(PackedStore):
     ) -> None:
         self.name = str(server)
         self._deadlines = deadlines or Deadlines()
-        resolver = Resolver(server.host, server.port)
-        opening = partial(
-            ServerConnection.open,
-            server,
-            _encode(root),
-            credentials=credentials,
-            resolver=resolver,
-        )
+        opening = partial(ServerConnection.open, server, _encode(root), credentials=credentials)
         self._connect = partial(opening, self._deadlines)
         self._open_probe = partial(self._connect, receive_buffer=_PROBE_BUFFER)
         self._ranges = Ranges(self.name, self._open_probe)

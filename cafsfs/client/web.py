@@ -132,7 +132,7 @@ class WebServer:
             headers["Authorization"] = f"Basic {basic}"
         self._client = httpx.AsyncClient(
             headers=headers,
-            verify=ssl.create_default_context(),
+            verify=True if transport else ssl.create_default_context(),
             transport=transport,
             timeout=httpx.Timeout(None, connect=deadlines.connect),  # all others are ours
             limits=httpx.Limits(

@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from cafsfs.client import CafsClient
 from cafsfs.client.mirror import MirrorStore
 from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.client.remote import SMALL
@@ -30,12 +31,14 @@ from cafsfs.errors import (
     TimedOut,
     Unavailable,
     Unreachable,
+    UsageError,
 )
 from cafsfs.packing import Compression, Header, hash_bytes
 from cafsfs.store.contracts import BlobStat, PackedBody, PackedStat, Wanted
 from cafsfs.store.memory import MemoryBody
 from cafsfs.store.retrying import RetryingStore
 from cafsfs.store.unpacking import UnpackingStore
+from tests.bad_server import bad_server
 from tests.certificates import certificate_for
 from tests.store.samples import ABSENT, MIB, MemoryDestination, content_of, packed, pull
 from tests.web_server import Faults, WebServerThread, web_server
@@ -461,6 +464,19 @@ async def test_a_redirect_to_nowhere(server: WebServerThread) -> None:
                 await mirror.inspect(ABSENT)
 
 
+async def test_a_proxy_of_the_environment_is_used(
+    server: WebServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", server.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with mirror_of("http://mirror.example") as mirror:
+        assert await mirror.find_absent([ABSENT]) == {ABSENT}
+    assert server.log[-1][1].startswith("http://mirror.example/")
+    async with mirror_of(server.url) as mirror:
+        assert await mirror.find_absent([ABSENT]) == {ABSENT}
+    assert server.log[-1][1].startswith("/")
+
+
 # --- names and passwords
 
 
@@ -540,8 +556,16 @@ async def test_who_is_trusted_by_ssl_cert_file_is(
 # --- breaks
 
 
-@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-@pytest.mark.parametrize("at", [MIB, MIB + 1, 4 * MIB - 7, 5 * MIB - 1])
+@pytest.mark.parametrize(
+    ("at", "reset"),
+    [
+        (MIB, False),
+        (MIB + 1, False),
+        (4 * MIB - 7, False),
+        (5 * MIB - 1, False),
+        (5 * MIB - 1, True),  # it overtakes what was sent, but not four mebibytes of it
+    ],
+)
 @each_way
 async def test_a_body_that_breaks_off_goes_on(
     server: WebServerThread, way: Callable[[bytes], bytes], at: int, reset: bool
@@ -552,7 +576,7 @@ async def test_a_body_that_breaks_off_goes_on(
     async with mirror_of(server.url) as mirror:
         assert await pull(unpacked(mirror), digest) == LARGE
     assert server.requests == {"GET": 2}
-    if not reset:  # which may overtake what was sent
+    if not reset:
         assert server.bytes_sent == len(mirrored) + 16
         asked = server.log[-1][2]
         assert (asked["range"], asked["if-range"]) == (f"bytes={at - 16}-", '"one"')
@@ -762,3 +786,48 @@ async def test_so_many_bodies_at_once(server: WebServerThread) -> None:
             await mirror.find_absent(digests)  # never waits for bodies
     assert most == 3
     assert server.connections <= 3 + 4
+
+
+# --- behind servers
+
+
+async def test_a_client_reads_from_the_mirror_what_no_server_gives(
+    server: WebServerThread, expect_log: Callable[..., None], tmp_path: Path
+) -> None:
+    expect_log("WARNING .*going on with the next server: cannot connect to")
+    expect_log("WARNING .*127.0.0.1:1 is down, the others are asked")
+    digest = stored(server, LARGE)
+    nobody = tmp_path / "nobody"
+    mirrors = [f"{server.url}/{{ab}}/{{cd}}/{{hash}}"]
+    async with CafsClient("/data", ["127.0.0.1:1"], mirrors=mirrors) as client:
+        assert await client.size(digest) == len(LARGE)
+        await client.pull(digest, nobody)
+        assert nobody.read_bytes() == LARGE
+        assert await client.check(digest)
+        states = [(each.name, each.ranges) for each in client.servers()]
+        assert states == [("127.0.0.1:1", "untested"), (server.url, "sound")]
+        # What the mirror has not may be on the server; and nothing is written to a mirror.
+        for ask in (client.check(ABSENT), client.stream(nobody)):
+            with pytest.raises(Unreachable):
+                await ask
+    assert set(server.requests) == {"GET", "HEAD"}
+
+
+async def test_a_server_is_asked_before_a_mirror(server: WebServerThread) -> None:
+    there, elsewhere = content_of(5000), content_of(5000, 1)
+    digest = stored(server, elsewhere)
+    mirrors = [f"{server.url}/{{ab}}/{{cd}}/{{hash}}"]
+    async with bad_server() as first:
+        first.put(there)
+        async with CafsClient("/root", [f"127.0.0.1:{first.port}"], mirrors=mirrors) as client:
+            assert (await client.stat(hash_bytes(there))).source == f"127.0.0.1:{first.port}"
+            assert not server.requests
+            assert (await client.stat(digest)).source == server.url
+            assert not await client.check(ABSENT)
+
+
+def test_mirrors_of_a_client_are_a_list_of_urls() -> None:
+    with pytest.raises(UsageError, match="mirrors are a list"):
+        CafsClient("/data", ["host"], mirrors="https://me:geheim@host/{hash}")
+    with pytest.raises(UsageError, match=r"has no \{hash\}"):
+        CafsClient("/data", ["host"], mirrors=["https://host/"])
