@@ -48,6 +48,8 @@ def check(
     target = find_quietly(uri, config, flags)
     try:
         unseen, trouble = run(lambda: _find_unseen(target, digests))
+    except UsageError:
+        raise
     except CafsError as error:
         unseen, trouble = set(digests), error
     told = [each for each in digests if trouble is None or each not in unseen]

@@ -28,6 +28,14 @@ os.setgroups([]); os.setgid(65534); os.setuid(65534)
 cafsfs.cli.main()
 """
 
+_WITH_A_CLOCK = """
+import sys, time
+real, ahead = time.time, float(sys.argv.pop(1))
+time.time = lambda: real() + ahead
+import cafsfs.cli
+cafsfs.cli.main()
+"""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -95,14 +103,25 @@ def run(
 
 
 class Serving:
-    """``cafsfs serve`` over ``directory``, which has a root ``data``."""
+    """``cafsfs serve`` over ``directory``, which has a root ``data``.
 
-    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
+    ``clock``: its clock is so many seconds ahead of ours.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *options: str | Path,
+        host: str = "127.0.0.1",
+        clock: float = 0,
+    ) -> None:
         self.data = directory / "store" / "data"
         self.data.mkdir(parents=True, exist_ok=True)
         self._log = directory / "serve.log"
         self._process = start(
-            *("serve", self.data.parent, "--listen", f"{host}:0", "--log-file", self._log)
+            *("serve", self.data.parent, "--listen", f"{host}:0", "--log-file", self._log),
+            *options,
+            program=(sys.executable, "-c", _WITH_A_CLOCK, str(clock)) if clock else CAFSFS,
         )
         self.address = self._wait_for(r"serving \S+ on (\S+)")
         self.uri = f"cafs://{self.address}/data"
@@ -151,10 +170,12 @@ class Serving:
         raise AssertionError("the server did not start")
 
 
-def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+def start(
+    *arguments: str | Path, program: tuple[str, ...] = CAFSFS, **options: Any
+) -> subprocess.Popen[bytes]:
     """Start ``cafsfs`` without waiting for it."""
     options = {"env": environment(), **options}
-    return subprocess.Popen([*CAFSFS, *arguments], stdin=subprocess.DEVNULL, **options)
+    return subprocess.Popen([*program, *arguments], stdin=subprocess.DEVNULL, **options)
 
 
 def end(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> int:

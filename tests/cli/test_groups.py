@@ -19,7 +19,7 @@ pytestmark = pytest.mark.process
 @pytest.fixture
 def servers(tmp_path: Path) -> Iterator[list[Serving]]:
     """Three, on addresses of their own."""
-    made = [Serving(tmp_path / str(number), f"127.0.0.{number}") for number in (2, 3, 4)]
+    made = [Serving(tmp_path / str(number), host=f"127.0.0.{number}") for number in (2, 3, 4)]
     yield made
     for each in made:
         each.kill()

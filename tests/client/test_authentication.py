@@ -6,8 +6,9 @@ Against our own server, and against peers that are written by hand where that se
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,12 @@ from cafsfs.server import Gate
 from cafsfs.store.contracts import PackedBody
 from cafsfs.store.memory import MemoryBody
 from cafsfs.wire import Ciphers, Handshake, Hello, Role
+from cafsfs.wire.handshake import page_at
 from tests.bad_server import pack
 from tests.server.stand import digest_of, serving
 
-SECRET = Secret(b"0123456789abcdefSECRET")
+VALUE = b"0123456789abcdefSECRET"
+SECRET = Secret(VALUE)
 OTHER = Secret(b"another-secret-entirely")
 WITH = Credentials(secret=SECRET)
 REQUIRED = Credentials(secret=SECRET, required=True)
@@ -542,3 +545,97 @@ def test_an_unknown_way_to_authenticate() -> None:
         CafsClient("/root", ["h"], auth="maybe")  # type: ignore[arg-type]  # as who has no checker
     with pytest.raises(UsageError, match="there is no secret"):
         CafsClient("/root", ["h"], auth="required")
+
+
+# --- never shown
+
+
+class Oops(Exception):
+    """Nothing that anybody expects."""
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise Oops
+
+
+LAYERS = [
+    "cafsfs.secret.Secret.sign",
+    "cafsfs.wire.handshake.EphemeralKey.shared_with",
+    "cafsfs.wire.handshake.Handshake.hello",
+    "cafsfs.wire.handshake.Keystream.convert",
+    "cafsfs.wire.handshake.derive",
+    "cafsfs.wire.connection.Connection.send",
+    "cafsfs.transport.Transport.use",
+    "cafsfs.transport.Transport.send",
+    "cafsfs.client.authentication.page_at",
+    "cafsfs.client.authentication._be_admitted",
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+async def test_no_traceback_shows_a_secret(
+    tmp_path: Path, layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one with the variables of all frames, as some handlers of errors make them."""
+    async with serving(tmp_path) as stand:  # it asks nothing: only the client is to fail
+        async with scripted(_agreeable) as (port, _):
+            store = RemoteStore(Server("127.0.0.1", port), "/root", credentials=REQUIRED)
+            monkeypatch.setattr(layer, _fail)
+            with pytest.raises(Oops) as caught:
+                await store.find_absent([DIGEST])
+            monkeypatch.undo()
+            store.close()
+        assert stand.stored() == []
+    _assert_not_shown(caught.value)
+
+
+async def _agreeable(peer: Peer) -> None:
+    with suppress(Oops, trio.BrokenResourceError, ValueError):
+        await peer.agree()
+        await peer.hear(16)
+        await peer.say(ONES)
+        await peer.hear(100)
+
+
+@pytest.mark.parametrize(
+    "layer", ["cafsfs.secret.Secret.sign", "cafsfs.server.session.is_punctual"]
+)
+async def test_no_log_of_the_server_shows_a_secret(
+    tmp_path: Path,
+    layer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_log: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expect_log("ERROR cafsfs.server.listener: a session failed; the server goes on")
+    handshake = Handshake(Role.CLIENT, SECRET, page_at(time.time()))
+    async with serving(tmp_path, gate=Gate(secret=SECRET)) as stand:
+        monkeypatch.setattr(layer, _fail)
+        stream = await trio.open_tcp_stream("127.0.0.1", stand.port)
+        async with stream:
+            peer = Peer(stream)
+            await peer.hear(20)
+            page = page_at(time.time()).to_bytes(8, "little")
+            await peer.say(b"VERS002" + page + handshake.hello().encode())
+            hello = await peer.hear(41)
+            if hello:
+                monkeypatch.undo()
+                ciphers = handshake.agree(Hello(hello))
+                monkeypatch.setattr(layer, _fail)
+                proof = int(time.time()).to_bytes(8, "little") + ONES
+                await peer.say(ciphers.sending.convert(proof))
+                await peer.hear(100)
+    [record] = [each for each in caplog.records if each.exc_info]
+    assert record.exc_info is not None
+    assert record.exc_info[1] is not None
+    assert VALUE.decode() not in caplog.text
+    _assert_not_shown(record.exc_info[1])
+
+
+def _assert_not_shown(error: BaseException) -> None:
+    whole = traceback.TracebackException.from_exception(error, capture_locals=True)
+    text = "".join(whole.format())
+    assert "Oops" in text
+    assert len(text) > 1000
+    for shape in (VALUE.decode(), VALUE.hex(), VALUE.hex().upper(), VALUE[:8].decode()):
+        assert shape not in text

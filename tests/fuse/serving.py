@@ -83,9 +83,12 @@ class Served:
     It listens on a free port of ``host``, and on the same one when it is started again.
     """
 
-    def __init__(self, roots: Roots, log: Path, *, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, roots: Roots, log: Path, *options: str | Path, host: str = "127.0.0.1"
+    ) -> None:
         self.roots = roots
         self._log = log
+        self._options = options
         self.address = f"{host}:0"
         self.start()
 
@@ -107,7 +110,7 @@ class Served:
     def start(self) -> None:
         """Returns when it listens."""
         self._log.write_text("")
-        serve = (*CAFSFS, "serve", self.roots.directory, "--listen", self.address)
+        serve = (*CAFSFS, "serve", self.roots.directory, "--listen", self.address, *self._options)
         self._process = Process(*LEASHED, *serve, log=self._log)
         listens = lambda: not self._process.runs or " serving " in self._log.read_text()  # noqa: E731
         eventually(listens, what="the server listens")

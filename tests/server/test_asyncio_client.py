@@ -15,6 +15,8 @@ import trio
 from cafsfs.client import CafsClient
 from cafsfs.digest import Digest
 from cafsfs.packing import Compression
+from cafsfs.secret import Secret
+from cafsfs.server import Gate
 from tests.server.stand import Stand, digest_of, serving
 
 pytestmark = pytest.mark.process
@@ -93,6 +95,23 @@ async def test_we_upload_and_it_reads(tmp_path: Path, compression: Compression) 
         packed = {name: stand.path(Digest.parse(name)).stat().st_size for name in hashes}
         assert seen.pop(absent) is None
         assert seen == packed
+
+
+async def test_it_needs_no_secret_where_encryption_is_optional(tmp_path: Path) -> None:
+    """It speaks version 001 only; from here, a private address, that is enough."""
+    paths = _files(tmp_path / "files")
+    (tmp_path / "store").mkdir()
+    secret = Secret(b"0123456789abcdef")
+    gate = Gate(secret=secret, required=False)
+    async with serving(tmp_path / "store", gate=gate) as stand:
+        request = {"paths": [str(path) for path in paths], "compression": "ZSTD"}
+        hashes = await _asyncio_client(stand, do="upload", **request)
+        await _download_and_compare(stand, hashes, tmp_path / "copies")
+        async with CafsClient("/root", [stand.address], secret=secret, auth="required") as client:
+            blobs = [(name, tmp_path / "ours" / name) for name in hashes]
+            await client.pull_batch(blobs, retry=False)
+            for (_, copy), content in zip(blobs, CONTENTS.values(), strict=True):
+                assert copy.read_bytes() == content
 
 
 async def _download_and_compare(stand: Stand, hashes: list[str], directory: Path) -> None:
