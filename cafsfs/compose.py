@@ -87,7 +87,7 @@ async def open_store(
     if uri.directory is not None:
         if _demands_authentication(options):
             raise UsageError(
-                f"`{uri.text}` has no server that could authenticate itself",
+                f"`{uri.shown}` has no server that could authenticate itself",
                 hint="leave out `auth=required`: what stands there is read as a file",
             )
         if not await trio.to_thread.run_sync(os.path.isdir, uri.directory, limiter=limiter):

@@ -553,8 +553,8 @@ class StoreUri:
 
     @property
     def shown(self) -> str:
-        """``text`` for logs and for ``df``: without mirrors that have a password in them."""
-        return _PASSWORD.sub("mirror=…", self.text)
+        """``text`` for messages and for ``df``: without what may be a password."""
+        return _shown(self.text)
 
     @property
     def servers(self) -> tuple[Server, ...]:
@@ -571,7 +571,17 @@ _URI = re.compile(
     re.DOTALL,
 )
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
-_PASSWORD = re.compile(r"(?<=[?&])mirror=[^&]*(?:@|%40)[^&]*")
+# A mirror may have a user and a password, or a signature in its query; no server has a user.
+_PASSWORDS = (
+    (re.compile(r"(?<=[?&])mirror=[^&]*(?:[@?]|%40|%3F)[^&]*", re.IGNORECASE), "mirror=…"),
+    (re.compile(r"(?<=//)[^/?]*@"), "…@"),
+)
+
+
+def _shown(text: str) -> str:
+    for password, instead in _PASSWORDS:
+        text = password.sub(instead, text)
+    return text
 
 
 def parse_uri(text: str, tables: Sequence[NamedServer] = ()) -> StoreUri:
@@ -580,25 +590,25 @@ def parse_uri(text: str, tables: Sequence[NamedServer] = ()) -> StoreUri:
     ``tables`` are servers that a TOML file names: they tell of servers in the URI what that does
     not say, and where it names none they are the group. Raises UsageError.
     """
-    parts = _URI.fullmatch(text)
+    parts, shown = _URI.fullmatch(text), _shown(text)
     if parts is None or _CONTROL.search(text):
-        raise UsageError(f"{text!a} is not a URI", hint=_URI_EXAMPLE)
+        raise UsageError(f"{shown!a} is not a URI", hint=_URI_EXAMPLE)
     try:
         root = unquote(parts["path"], errors="strict")
     except ValueError as error:
-        raise UsageError(f"`{text}` is not a URI: {error}", hint=_URI_EXAMPLE) from None
+        raise UsageError(f"`{shown}` is not a URI: {error}", hint=_URI_EXAMPLE) from None
     scheme = (parts["scheme"] or "").lower()
     if scheme not in {"cafs", "file"}:
-        raise UsageError(f"`{text}` is not the URI of a store", hint=_URI_EXAMPLE)
+        raise UsageError(f"`{shown}` is not the URI of a store", hint=_URI_EXAMPLE)
     if not root.strip("/"):
-        raise UsageError(f"`{text}` names no root", hint=f"{_URI_EXAMPLE}{_quoting(text)}")
+        raise UsageError(f"`{shown}` names no root", hint=f"{_URI_EXAMPLE}{_quoting(text)}")
     if parts["fragment"]:
-        raise UsageError(f"`{text}` has a `#`", hint="write %23 for a # in a root's name")
+        raise UsageError(f"`{shown}` has a `#`", hint="write %23 for a # in a root's name")
     layer = _uri_layer(parts["query"] or "")
     if scheme == "file":
-        return StoreUri(text, (), (), root, _directory(text, parts["hosts"] or "", root), layer)
-    _check_root(text, root)
-    named = _servers(text, parts["hosts"], listed=bool(tables))
+        return StoreUri(text, (), (), root, _directory(shown, parts["hosts"] or "", root), layer)
+    _check_root(shown, root)
+    named = _servers(shown, parts["hosts"], listed=bool(tables))
     return StoreUri(text, named, complete(named or tables, tables), root, None, layer)
 
 
@@ -607,41 +617,41 @@ def _quoting(text: str) -> str:
     return "" if ";" in text else "; in a shell a URI with a `;` or `&` stands in quotes"
 
 
-def _directory(text: str, host: str, path: str) -> Path:
+def _directory(shown: str, host: str, path: str) -> Path:
     if host not in {"", "localhost"}:
         raise UsageError(
-            f"`{text}` names a host", hint="a file URI has three slashes: file:///directory"
+            f"`{shown}` names a host", hint="a file URI has three slashes: file:///directory"
         )
     if not path.startswith("/"):
         raise UsageError(
-            f"`{text}` is a relative path", hint=f"write file://{Path(path).absolute()}"
+            f"`{shown}` is a relative path", hint=f"write file://{Path(path).absolute()}"
         )
     return Path(path)
 
 
-def _servers(text: str, hosts: str | None, *, listed: bool) -> tuple[NamedServer, ...]:
+def _servers(shown: str, hosts: str | None, *, listed: bool) -> tuple[NamedServer, ...]:
     """Those in a URI; it need not name any if they are ``listed`` elsewhere."""
     if hosts == "" and listed:  # cafs:///root
         return ()
     if not hosts:
         raise UsageError(
-            f"`{text}` names no server", hint=f"{_URI_EXAMPLE}; or list them in [[server]] tables"
+            f"`{shown}` names no server", hint=f"{_URI_EXAMPLE}; or list them in [[server]] tables"
         )
     if "@" in hosts:
         raise UsageError(
-            f"`{text}` names a user", hint="CAFS knows no users: leave out what is before the @"
+            f"`{shown}` names a user", hint="CAFS knows no users: leave out what is before the @"
         )
     return parse_hosts(hosts)
 
 
-def _check_root(text: str, root: str) -> None:
+def _check_root(shown: str, root: str) -> None:
     try:
         length = len(root.encode())
     except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
-        raise UsageError(f"the root of {text!a} is not UTF-8", hint=_URI_EXAMPLE) from None
+        raise UsageError(f"the root of {shown!a} is not UTF-8", hint=_URI_EXAMPLE) from None
     if length > 255:
         raise UsageError(
-            f"the root of `{text}` has more than 255 bytes", hint="no server can be asked for it"
+            f"the root of `{shown}` has more than 255 bytes", hint="no server can be asked for it"
         )
 
 

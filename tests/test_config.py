@@ -555,6 +555,41 @@ def test_a_uri_says_what_it_was_made_from(group: list[Member], root: str, zone: 
     assert parse_uri(f"cafs://{','.join(map(str, uri.named))}/x").members == uri.members
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cafs://h/r?mirror=https://u:pw@m/{hash}&uid=1", "cafs://h/r?mirror=…&uid=1"),
+        ("cafs://h/r?uid=1&mirror=https://u:pw%40m/{hash}", "cafs://h/r?uid=1&mirror=…"),
+        ("cafs://h/r?mirror=https://m/{hash}?sig=pw", "cafs://h/r?mirror=…"),
+        ("cafs://h/r?mirror=https://m/{hash}%3Fsig%3Dpw", "cafs://h/r?mirror=…"),
+        ("cafs://h/r?mirror=https://m/{hash}", "cafs://h/r?mirror=https://m/{hash}"),
+        ("cafs://h/a@b", "cafs://h/a@b"),
+    ],
+)
+def test_a_uri_is_shown_without_passwords(text: str, shown: str) -> None:
+    assert parse_uri(text).shown == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cafs://me:pw@h/r",
+        "cafs://h?mirror=https://u:pw@m/{hash}",
+        "cafs://h/r?mirror=https://u:pw@m/{hash}#x",
+        "cafs:///r?mirror=https://u:pw@m/{hash}",
+        "cafs://h/%ff?mirror=https://u:pw@m/{hash}",
+        "http://h/r?mirror=https://u:pw@m/{hash}",
+        "cafs://h/\n?mirror=https://u:pw@m/{hash}",
+        "file:r?mirror=https://u:pw@m/{hash}",
+        "cafs://h/r?miror=https://u:pw@m/{hash}",
+    ],
+)
+def test_a_uri_is_refused_without_passwords(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_uri(text)
+    assert "pw" not in f"{caught.value} {caught.value.hint}"
+
+
 TABLES = (NamedServer(Server("a"), "eu", 1), NamedServer(Server("c"), "us"))
 
 

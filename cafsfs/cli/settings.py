@@ -69,6 +69,7 @@ def show(
     servers = [Setting(each, tables.origin) for each in complete(tables.servers, ())]
     if "uri" in settings:
         target = find_target(settings["uri"].value, config, flags, arguments.layer)
+        settings["uri"] = Setting(target.uri.shown, settings["uri"].origin)
         servers = _servers(target.uri, tables)
         found = target.layers
     options: dict[str, Setting[Any]] = {}

@@ -109,7 +109,7 @@ def put(
     target = find_quietly(uri, config, flags)
     if target.uri.directory is not None and target.store.replicas > 1:
         raise UsageError(
-            f"`{target.uri.text}` is one directory, and cannot have {target.store.replicas}"
+            f"`{target.uri.shown}` is one directory, and cannot have {target.store.replicas}"
             " replicas",
             hint="name servers, as in cafs://a,b/root, or leave --replicas out",
         )

@@ -153,3 +153,12 @@ def test_a_directory_shows_no_servers(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(TABLES)
     assert servers(run("config", "show", "--config", str(file), "file:///srv/r").ok().text) == []
+
+
+def test_no_password_is_shown(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('uri = "cafs://h/r?mirror=https://u:pw@m/{hash}"\n')
+    for options in ([], ["--json"]):
+        done = run("config", "show", "--config", str(file), *options).ok()
+        assert "pw" not in done.text
+        assert "https://m/{hash}" in done.text
