@@ -148,16 +148,16 @@ class MirrorStore(PackedStore):
         await self._check_that_it_denies()
         return PackedStat(length, Header(Compression.NONE, seen.length))
 
-    async def measure(self, digest: Digest) -> int:
-        """The packed length in bytes, with a header where we make one up.
+    async def measure(self, digest: Digest) -> int | None:
+        """The packed length in bytes, with a header where we make one up; None if nobody tells.
 
-        Raises as ``inspect``, and RemoteProtocolError if the mirror tells no lengths.
+        Raises as ``inspect``. Whoever has a page for any name has no blob, however small.
         """
         seen = await self._look(digest)
-        length = _packed_length(seen.length, self._how_to_read(digest, seen))
-        if length is None:
-            raise RemoteProtocolError(f"{self.name} tells no lengths")
-        return length
+        reading = self._how_to_read(digest, seen)
+        if reading is Reading.CONTENT:
+            await self._check_that_it_denies()
+        return _packed_length(seen.length, reading)
 
     async def greet(self) -> float:
         """Ask for a blob that cannot be; returns the seconds that the answer took.

@@ -52,8 +52,11 @@ class Source(Protocol):
     def ranges(self) -> str:
         """``sound``, ``unsound`` or ``untested``: whether it answers ranges of a blob rightly."""
 
-    async def measure(self, digest: Digest) -> int:
-        """The packed length in bytes; raises BlobNotFound, Unavailable."""
+    async def measure(self, digest: Digest) -> int | None:
+        """The packed length in bytes, None if only a pull tells.
+
+        Raises BlobNotFound, Unavailable.
+        """
 
     async def greet(self) -> float:
         """Prove that it lives; returns about what a round trip takes, in seconds.

@@ -130,7 +130,7 @@ class RoutingStore(ContentStore):
         if len(places) < 2:
             return await self._first(digest, places, lambda place, _: self._stat(place, digest))
         place, length = await self._hedged(digest, places, lambda each: self._measure(each, digest))
-        if length <= SMALL:
+        if length is not None and length <= SMALL:
             self._small[digest] = None
             if len(self._small) > _KNOWN:
                 self._small.popitem(last=False)
@@ -358,7 +358,7 @@ class RoutingStore(ContentStore):
             self._router.measured(place, trio.current_time() - began)
         return stat
 
-    async def _measure(self, place: Place, digest: Digest) -> int:
+    async def _measure(self, place: Place, digest: Digest) -> int | None:
         began = trio.current_time()
         length = await place.source.measure(digest)
         elapsed = trio.current_time() - began

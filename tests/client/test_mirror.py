@@ -199,6 +199,8 @@ async def test_a_server_that_has_everything_has_nothing(server: WebServerThread)
             await store.find_missing([ABSENT])
         with pytest.raises(Unavailable, match="says to have a blob that nobody has"):
             await mirror.greet()
+        with pytest.raises(Unavailable, match="says to have a blob that nobody has"):
+            await mirror.measure(ABSENT)
         # No size is told; the pull that a lookup begins then fails.
         assert (await store.stat(ABSENT)).size is None
         with pytest.raises(CorruptBlob):
@@ -378,8 +380,7 @@ async def test_bodies_without_a_length(
     async with mirror_of(server.url) as mirror:
         store = unpacked(mirror)
         assert await store.stat(digest) == BlobStat(size=None, source=mirror.name)
-        with pytest.raises(RemoteProtocolError, match="tells no lengths"):
-            await mirror.measure(digest)
+        assert await mirror.measure(digest) is None
         assert await pull(store, digest) == content
         assert await mirror.find_absent([digest, ABSENT]) == {ABSENT}
 
@@ -811,6 +812,20 @@ async def test_a_client_reads_from_the_mirror_what_no_server_gives(
             with pytest.raises(Unreachable):
                 await ask
     assert set(server.requests) == {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize("size", [1000, MIB])
+async def test_a_mirror_that_tells_no_lengths_is_behind_servers_too(
+    server: WebServerThread, size: int
+) -> None:
+    server.faults = Faults(ranges="ignored", chunked=True)
+    digest = stored(server, content_of(size))
+    mirrors = [f"{server.url}/{{ab}}/{{cd}}/{{hash}}"]
+    async with (
+        bad_server() as first,
+        CafsClient("/root", [f"127.0.0.1:{first.port}"], mirrors=mirrors) as client,
+    ):
+        assert await client.size(digest) == size
 
 
 async def test_a_server_is_asked_before_a_mirror(server: WebServerThread) -> None:
