@@ -109,6 +109,12 @@ class Mounted:
         counters: dict[str, int] = self.stats()["counters"]
         return counters
 
+    def servers(self) -> list[dict[str, Any]]:
+        """What is known of each."""
+        text = run("cat", self.point / ".cafsfs/servers").ok().out
+        states: list[dict[str, Any]] = json.loads(text)
+        return states
+
     # --- its log
 
     def announce(self, pattern: str) -> None:

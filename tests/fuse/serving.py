@@ -74,7 +74,11 @@ class Roots:
         return blob
 
     def file(self, blob: Blob) -> Path:
-        return self.directory / ROOT[1:] / "blobs" / blob.hash[:2] / blob.hash[2:4] / blob.hash
+        return self.named(blob.hash)
+
+    def named(self, name: str) -> Path:
+        """The file of a blob whose hash is all that is known."""
+        return self.directory / ROOT[1:] / "blobs" / name[:2] / name[2:4] / name
 
 
 class Served:
@@ -106,6 +110,10 @@ class Served:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process.runs
 
     def start(self) -> None:
         """Returns when it listens."""
