@@ -7,6 +7,7 @@ the connection stands: what fails or is cancelled has used up as many bytes as h
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
@@ -34,6 +35,8 @@ _KEEPALIVE = {
 
 _SO_BUF_LOCK = 72  # Linux 5.13; Python's socket module has no name for it
 
+_TICK = 0.01  # seconds by which a sum of waits may be off
+
 # Bytes that sendfile may send in one hop, and in one call. A peer that takes them as fast as they
 # come from memory has 8 MiB sent in one millisecond; where each call waits for the disk, the thread
 # is given back after _TURN seconds.
@@ -51,7 +54,8 @@ class Pace:
 
     Each ``rate`` × ``window`` bytes have ``window`` seconds. Only the time that is spent waiting
     for the peer counts: what our own disk takes between two pieces is not its fault. A transfer
-    that ends sooner than that has not been too slow, however few its last bytes are.
+    that ends sooner than that has not been too slow, however few its last bytes are. ``stall`` is
+    how long not one byte may come, where somebody wants to know that sooner.
     """
 
     def __init__(self, window: float, rate: float) -> None:
@@ -59,23 +63,34 @@ class Pace:
         self._floor = rate * window
         self._moved = 0
         self._waited = 0.0
+        self._still = 0.0  # since the last byte
+        self.stall = math.inf
 
     def __str__(self) -> str:
+        if self.stalled:
+            return f"nothing for {self.stall:g} s"
         moved = f"only {self._moved} bytes in" if self._moved else "nothing for"
         return f"{moved} {self._window:g} s"
 
     @property
+    def stalled(self) -> bool:
+        """True if nothing has come for as long as ``stall``, though there may be time left."""
+        return self._still > self.stall - _TICK
+
+    @property
     def patience(self) -> float:
         """Seconds that the next piece may take."""
-        return max(0.0, self._window - self._waited)
+        return max(0.0, min(self._window - self._waited, self.stall - self._still))
 
     def waited(self, seconds: float) -> None:
-        """Note a wait, whatever came of it."""
+        """Note a wait, whatever came of it: one that was cancelled counts too."""
         self._waited += seconds
+        self._still += seconds
 
     def moved(self, count: int) -> None:
         """Note ``count`` bytes; enough of them begin a new window."""
         self._moved += count
+        self._still = 0.0
         if self._moved >= self._floor:
             self._moved = 0
             self._waited = 0.0
@@ -228,15 +243,16 @@ class Transport:
         pace = deadline if isinstance(deadline, Pace) else Pace(deadline, 0)
         began = trio.current_time()
         try:
-            with trio.fail_after(pace.patience):
+            # Not fail_after, which is a generator too: this stands around each piece of a body.
+            with trio.move_on_after(pace.patience) as scope:
                 yield pace
-        except trio.TooSlowError:
-            raise TimedOut(f"{self._peer} {deed} {pace}") from None
         except (OSError, trio.ClosedResourceError) as error:
             reason = getattr(error, "strerror", None) or "closed here"
             raise ConnectionBroken(f"connection to {self._peer} broke: {reason}") from error
         finally:
             pace.waited(trio.current_time() - began)
+        if scope.cancelled_caught:
+            raise TimedOut(f"{self._peer} {deed} {pace}")
 
 
 _Address = tuple[

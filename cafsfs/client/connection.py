@@ -540,24 +540,31 @@ class ServerConnection:
             event = self._next_event()
         if not (event is NEED_DATA or isinstance(event, EndOfBody)):
             raise self._unexpected(event)
-        receive = partial(self._receive, deadline=self._deadlines.pace())
-        return RemoteBody(take.length, start, self._wire, receive)
+        return RemoteBody(
+            take.length, start, self._wire, receive=self._receive, pace=self._deadlines.pace()
+        )
 
     def _unexpected(self, event: Event) -> RemoteProtocolError:
         return RemoteProtocolError(f"{self._server} says {event} out of turn")
 
 
 class RemoteBody:
-    """The body that a PULL brought; valid until the next command on its connection."""
+    """The body that a PULL brought; valid until the next command on its connection.
+
+    ``pace`` is what it must keep to. After TimedOut for a stall alone it can be read on.
+    """
 
     def __init__(
         self,
         length: int,
         start: memoryview,
         wire: Connection,
-        receive: Callable[[memoryview], Awaitable[int]],
+        *,
+        receive: Callable[[memoryview, Pace], Awaitable[int]],
+        pace: Pace,
     ) -> None:
         self.length: int = length
+        self.pace = pace
         self._start = start
         self._wire = wire
         self._receive = receive
@@ -566,7 +573,7 @@ class RemoteBody:
         """The first ``count`` bytes, or all if there are fewer; they stay to be read."""
         while len(self._start) < count and (remaining := self._wire.body_remaining):
             more = memoryview(bytearray(min(count - len(self._start), remaining)))
-            got = await self._receive(more)
+            got = await self._receive(more, self.pace)
             self._wire.received_body(got)
             self._start = memoryview(bytes(self._start) + bytes(more[:got]))
         return bytes(self._start[:count])
@@ -599,7 +606,7 @@ class RemoteBody:
         if remaining == 0:
             await trio.lowlevel.checkpoint()
             return 0
-        count = await self._receive(buffer[:remaining])
+        count = await self._receive(buffer[:remaining], self.pace)
         self._wire.received_body(count)
         return count
 

@@ -267,7 +267,13 @@ class RemoteStore(PackedStore):
 
     def _resuming(self, digest: Digest, body: RemoteBody, lane: _Lane) -> ResumingBody:
         reopen = partial(self._reopen, digest, body.length, lane)
-        return ResumingBody(body, reopen, on_lie=self._ranges.condemn)
+        return ResumingBody(
+            body,
+            reopen,
+            on_lie=self._ranges.condemn,
+            can_go_on=lambda: self._ranges.known_sound,
+            stall=self._deadlines.progress / 3,
+        )
 
     async def _reopen(
         self, digest: Digest, packed_length: int, lane: _Lane, head: bytes, chunk: int

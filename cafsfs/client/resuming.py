@@ -1,19 +1,24 @@
-"""Go on with a body whose connection broke, where exactly the same body is still to be had.
+"""Go on with a body whose connection broke or stalls, where exactly the same is still to be had.
 
 Packed bytes change under a key (protocol page, section 3.2). So a body is gone on with only if its
 length, its header and the bytes where it is taken up again are what they were; and what vouches for
 the whole is the hash, as ever.
+
+A connection may stall though its server is well: a box between us has forgotten it. So where not a
+byte comes for ``stall`` seconds, one fresh connection is tried, if the server is known to go on
+with the right bytes. Readers give up after about three times as long (``Deadlines.progress``).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from cafsfs.client.connection import RemoteBody
-from cafsfs.errors import ConnectionBroken, ConnectTimedOut, Unreachable
+from cafsfs.errors import ConnectionBroken, ConnectTimedOut, TimedOut, Unavailable, Unreachable
 from cafsfs.packing import HEADER_LENGTH
 from cafsfs.wire import CHUNK_STEP
 
@@ -30,7 +35,8 @@ class ResumingBody:
 
     ``head`` is the header that it must still have. ``reopen`` returns None where the blob is not
     the same any more, or where this server cannot do it; the body then fails as it would without
-    this class. ``on_lie`` is called where other bytes come than before.
+    this class. ``on_lie`` is called where other bytes come than before. ``can_go_on`` tells without
+    asking whether this server is known to do it.
     """
 
     def __init__(
@@ -39,16 +45,22 @@ class ResumingBody:
         reopen: Callable[[bytes, int], Awaitable[RemoteBody | None]],
         *,
         on_lie: Callable[[str], None],
+        can_go_on: Callable[[], bool],
+        stall: float,
     ) -> None:
         self.length: int = body.length
         self._body = body
         self._reopen = reopen
         self._on_lie = on_lie
+        self._can_go_on = can_go_on
+        self._stall = stall
+        self._tried = False  # a fresh connection for a stall, and it has not come far
         self._taken = 0
         self._head = b""
         self._landmark = b""  # what stands at the last multiple of CHUNK_STEP below ``_taken``
         self._resumed_at = 0
         self._attempts = 0
+        body.pace.stall = stall
 
     @property
     def went_on(self) -> bool:
@@ -64,9 +76,24 @@ class ResumingBody:
                 if self._taken < CHUNK_STEP:
                     raise
                 self._body = await self._resume(error)
+            except TimedOut as error:
+                await self._leave_or_wait_on(error)
             else:
                 self._note(buffer[:count])
                 return count
+
+    async def _leave_or_wait_on(self, error: TimedOut) -> None:
+        pace = self._body.pace
+        if self._tried or not pace.stalled:
+            raise error
+        if self._taken < CHUNK_STEP or not self._can_go_on():
+            pace.stall = math.inf  # it has the rest of its time, here
+            return
+        self._tried = True
+        with trio.move_on_after(2 * self._stall):
+            self._body = await self._resume(error)
+            return
+        raise error
 
     def _note(self, piece: memoryview) -> None:
         if len(self._head) < HEADER_LENGTH:
@@ -78,12 +105,15 @@ class ResumingBody:
         elif len(self._landmark) < _LANDMARK:
             self._landmark += piece[: _LANDMARK - len(self._landmark)]
         self._taken = end
+        if self._tried and end - self._resumed_at >= CHUNK_STEP:
+            self._tried = False
+            self._body.pace.stall = self._stall
 
-    async def _resume(self, broken: ConnectionBroken) -> RemoteBody:
+    async def _resume(self, broken: ConnectionBroken | TimedOut) -> RemoteBody:
         if self._taken - self._resumed_at >= CHUNK_STEP:
             self._attempts = 0
         self._resumed_at = self._taken
-        failure: ConnectionBroken | Unreachable = broken
+        failure: Unavailable = broken
         while self._attempts < len(_PAUSES):
             await trio.sleep(_PAUSES[self._attempts])
             self._attempts += 1
@@ -106,6 +136,7 @@ class ResumingBody:
         body = await self._reopen(self._head, chunk)
         if body is None:
             return None
+        body.pace.stall = self._stall * (2 if self._tried else 1)
         expected = self._landmark
         skipped = await body.skip(self._taken - chunk * CHUNK_STEP, look_at=len(expected))
         if skipped != expected:

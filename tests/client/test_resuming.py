@@ -286,11 +286,99 @@ async def test_a_server_that_freezes_has_its_deadline(jumping_clock: MockClock) 
     async with meeting() as (server, remote):
         await remote.inspect(DIGEST)
         server.fault(Phase.BODY, breaks(5 * MIB), times=1)
-        server.fault(Phase.BODY, Fault(then="stall"), times=1)
+        server.fault(Phase.BODY, Fault(then="stall"), skip=1)
         began = trio.current_time()
-        with pytest.raises(TimedOut):
+        with pytest.raises(TimedOut, match="nothing for 10 s"):  # before it said where it goes on
             await fetched(remote)
-        assert 29 < trio.current_time() - began < 60
+        assert trio.current_time() - began == pytest.approx(10, abs=1)
+
+
+# --- stalls
+
+
+async def test_a_body_that_stalls_goes_on_over_a_fresh_connection(jumping_clock: MockClock) -> None:
+    async with meeting(connections=1) as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB, "stall"), times=1)
+        began = trio.current_time()
+        assert await fetched(remote) == PACKED
+        assert trio.current_time() - began == pytest.approx(10, abs=1)
+        assert server.pulls == 1
+        await wait_all_tasks_blocked(0.01)
+        assert server.open == 1
+
+
+async def test_each_mebibyte_may_stall_once(jumping_clock: MockClock) -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(2 * MIB, "stall"), times=1)
+        for number in range(1, 5):  # between two bodies that stall comes a header
+            server.fault(Phase.BODY, breaks(2 * MIB, "stall"), skip=number, times=1)
+        assert await fetched(remote) == PACKED
+        assert server.pulls == 1
+
+
+async def test_who_stalls_twice_has_the_usual_time_in_all(jumping_clock: MockClock) -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB + 1, "stall"), times=1)
+        server.fault(Phase.BODY, breaks(MIB // 2, "stall"), skip=1)
+        began = trio.current_time()
+        with pytest.raises(TimedOut, match="nothing for"):
+            await fetched(remote)
+        assert trio.current_time() - began == pytest.approx(30, abs=1)
+        assert server.ranged == 1 + 2 + 2
+        await wait_all_tasks_blocked(0.01)
+        assert server.open == 0
+
+
+async def test_a_stall_and_no_further_answer_have_the_usual_time_in_all(
+    jumping_clock: MockClock,
+) -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB, "stall"), times=1)
+        server.fault(Phase.PULL, Fault(then="stall"), skip=2)
+        began = trio.current_time()
+        with pytest.raises(TimedOut, match="nothing for 10 s"):
+            await fetched(remote)
+        assert trio.current_time() - began == pytest.approx(30, abs=1)
+        await wait_all_tasks_blocked(0.01)
+        assert server.open == 0
+
+
+@pytest.mark.parametrize(("ranges", "at"), [("broken", 5 * MIB), ("sound", MIB - 1)])
+async def test_a_stall_that_cannot_be_gone_round_has_all_its_time(
+    ranges: str, at: int, jumping_clock: MockClock
+) -> None:
+    async with meeting(ranges) as (server, remote):
+        await remote.inspect(DIGEST)
+        await wait_all_tasks_blocked(0.01)
+        pulls = server.pulls
+        server.fault(Phase.BODY, breaks(at, "stall"), times=1)
+        began = trio.current_time()
+        with pytest.raises(TimedOut, match=r"(nothing for|bytes in) 30 s"):
+            await fetched(remote)
+        assert trio.current_time() - began == pytest.approx(30, abs=1)
+        assert server.pulls == pulls + 1
+
+
+async def test_a_stall_that_ends_in_time_is_forgotten(jumping_clock: MockClock) -> None:
+    async with meeting("broken") as (server, remote):
+        server.fault(Phase.BODY, Fault(drip=(4 * MIB, 25)), times=1)
+        assert await fetched(remote) == PACKED
+        assert server.connections == 1
+
+
+async def test_a_stall_of_a_server_that_greets_nobody_any_more(jumping_clock: MockClock) -> None:
+    async with meeting() as (server, remote):
+        await remote.inspect(DIGEST)
+        server.fault(Phase.BODY, breaks(5 * MIB, "stall"), times=1)
+        server.fault(Phase.GREETING, Fault(then="stall"))
+        began = trio.current_time()
+        with pytest.raises(ConnectTimedOut):
+            await fetched(remote)
+        assert trio.current_time() - began == pytest.approx(15, abs=1)
 
 
 async def test_a_server_that_greets_nobody_any_more_is_tried_once(

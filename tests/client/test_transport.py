@@ -390,6 +390,22 @@ async def test_what_we_take_between_two_pieces_is_not_the_peers_fault(
         await trio.sleep(1000)  # a sick disk
 
 
+async def test_a_stall_may_be_told_sooner(autojump_clock: MockClock) -> None:
+    pace = Pace(30, 1024)
+    pace.stall = 10
+    transport = dripping(1, 9)
+    for _ in range(2):
+        await receive_all(transport, 1, pace)
+    with pytest.raises(TimedOut, match="nothing for 10 s"):
+        await receive_all(dripping(1, 100), 1, pace)
+    assert trio.current_time() == pytest.approx(28)
+    assert pace.stalled
+    pace.stall = math.inf
+    with pytest.raises(TimedOut, match="only 2 bytes in 30 s"):
+        await receive_all(dripping(1, 100), 1, pace)
+    assert trio.current_time() == pytest.approx(30)
+
+
 async def test_a_wait_that_was_cancelled_counts(autojump_clock: MockClock) -> None:
     """Else who looks in between at something else would wait for ever."""
     pace = Pace(30, 1024)
