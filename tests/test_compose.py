@@ -14,6 +14,7 @@ import trio
 
 from cafsfs import compose
 from cafsfs.client.credentials import Credentials
+from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.compose import MountPlan, make_server, open_store, own_cache, with_seed
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, parse_uri
 from cafsfs.errors import BlobNotFound, StoreError, Unreachable, UsageError
@@ -179,6 +180,17 @@ async def test_a_directory_authenticates_nobody(tmp_path: Path) -> None:
         async with open_store(uri, StoreOptions(auth="required")):
             pass
     assert caught.value.hint
+
+
+async def test_who_demands_authentication_asks_no_mirror_over_http(tmp_path: Path) -> None:
+    secure = MirrorTemplate.parse("https://host/{hash}")
+    plain = MirrorTemplate.parse("http://host/{hash}")
+    options = StoreOptions(secret_file=secret_in(tmp_path), auth="required", mirror=(secure,))
+    async with open_store(parse_uri("cafs://h/r"), options):
+        pass
+    with pytest.raises(UsageError, match="the mirror http://host cannot prove who it is"):
+        async with open_store(parse_uri("cafs://h/r"), replace(options, mirror=(secure, plain))):
+            pass
 
 
 REQUIRED = StoreOptions(auth="required")

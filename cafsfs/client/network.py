@@ -16,6 +16,7 @@ from cafsfs.client.credentials import NO_CREDENTIALS, Credentials
 from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.client.remote import RemoteStore
 from cafsfs.client.servers import Deadlines, Member
+from cafsfs.errors import UsageError
 from cafsfs.packing import Compression
 from cafsfs.store.budget import MemoryBudget
 from cafsfs.store.contracts import ContentStore
@@ -54,7 +55,8 @@ class Network:
 
     With ``nursery`` those that are down are greeted in the background, and the times of all are
     measured. With ``parking``, as a mount wants it, operations fail at once while no server can be
-    reached, in that nursery; see RemoteStore on the rest. Raises UsageError for a bad root.
+    reached, in that nursery; see RemoteStore on the rest. Raises UsageError for a bad root, and
+    for mirrors over http where authentication is required.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Network:
         nursery: trio.Nursery | None = None,
         parking: trio.Nursery | None = None,
     ) -> None:
+        if options.credentials.required:
+            _check_mirrors(mirrors)
         self._options = options
         self._limiter = limiter
         self._budget = budget
@@ -143,6 +147,16 @@ class Network:
             )
             for packed in (*self._remotes, *self._mirrors)
         ]
+
+
+def _check_mirrors(mirrors: Sequence[MirrorTemplate]) -> None:
+    """A mirror shares no secret with us; but that of https proves at least who it is."""
+    for each in mirrors:
+        if not each.name.startswith("https://"):
+            raise UsageError(
+                f"authentication is required, and the mirror {each.name} cannot prove who it is",
+                hint="name it with https, or not at all",
+            )
 
 
 def _site(member: Member) -> Site:
