@@ -19,6 +19,7 @@ from functools import partial
 import trio
 
 from cafsfs.errors import ConnectionBroken, TimedOut, Unreachable
+from cafsfs.resolver import Address, Resolver
 from cafsfs.wire import Ciphers, Keystream
 
 # Seconds before the next address of a name is tried beside the one that does not answer: a host
@@ -117,22 +118,20 @@ class Transport:
         host: str,
         port: int,
         *,
+        resolver: Resolver | None = None,
         receive_buffer: int | None = None,
         must_grow: bool = False,
     ) -> Transport:
         """Connect to the first address that answers; the caller sets the deadline.
 
+        ``resolver`` is the one of ``host``, where it is to be remembered between connects.
         ``receive_buffer`` (bytes) is set before connecting, so that a server which sends
         unasked fills no more than that. Since Linux 5.13 it grows as soon as somebody reads fast;
         before, it stays small for ever, so with ``must_grow`` it is not set there. Raises
         Unreachable, with the reason of the first failure.
         """
         hint = "is a server running there? is the port right? does a firewall refuse it?"
-        try:
-            addresses = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA cannot encode
-            reason = getattr(error, "strerror", None) or error
-            raise Unreachable(f"cannot resolve `{host}`: {reason}", hint=hint) from error
+        addresses = await (resolver or Resolver(host, port)).addresses()
         race = _Race(receive_buffer, must_grow=must_grow)
         sock = await race.run(addresses)
         if sock is None:
@@ -255,16 +254,6 @@ class Transport:
             raise TimedOut(f"{self._peer} {deed} {pace}")
 
 
-_Address = tuple[
-    socket.AddressFamily,
-    socket.SocketKind,
-    int,
-    str,
-    tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
-]
-"""What getaddrinfo says of one address."""
-
-
 def _send_file(sock: int, descriptor: int, offset: int, count: int) -> int | None:
     """Send until the socket is full, the file ends or the turn does.
 
@@ -331,7 +320,7 @@ class _Race:
         self._winner: trio.socket.SocketType | None = None
         self.failures: list[OSError] = []
 
-    async def run(self, addresses: Sequence[_Address]) -> trio.socket.SocketType | None:
+    async def run(self, addresses: Sequence[Address]) -> trio.socket.SocketType | None:
         """A connected socket, or None if all have failed. Cancelled, it leaves no socket."""
         try:
             async with trio.open_nursery() as nursery:
@@ -347,7 +336,7 @@ class _Race:
         return self._winner
 
     async def _attempt(
-        self, address: _Address, failed: trio.Event, others: trio.CancelScope
+        self, address: Address, failed: trio.Event, others: trio.CancelScope
     ) -> None:
         family, kind, protocol, _, place = address
         try:

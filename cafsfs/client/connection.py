@@ -31,6 +31,7 @@ from cafsfs.errors import (
     Unavailable,
 )
 from cafsfs.packing import HEADER_LENGTH, Compression, Header
+from cafsfs.resolver import Resolver
 from cafsfs.store.contracts import PackedBody, PackedStat
 from cafsfs.store.pump import pump
 from cafsfs.transport import Pace, Transport
@@ -115,10 +116,11 @@ class ServerConnection:
         deadlines: Deadlines,
         *,
         credentials: Credentials = NO_CREDENTIALS,
+        resolver: Resolver | None = None,
         receive_buffer: int | None = None,
         must_grow: bool = False,
     ) -> ServerConnection:
-        """Connect, greet, authenticate, name the root; see Transport.connect for the buffer.
+        """Connect, greet, authenticate, name the root; see Transport.connect for the rest.
 
         Raises Unreachable (ConnectTimedOut for a late greeting too), ConnectionBroken,
         AuthenticationFailed, RemoteProtocolError, ServerRefused, and LocalProtocolError for a root
@@ -130,6 +132,7 @@ class ServerConnection:
                 transport = await Transport.connect(
                     server.host,
                     server.port,
+                    resolver=resolver,
                     receive_buffer=receive_buffer,
                     must_grow=must_grow,
                 )

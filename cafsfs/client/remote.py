@@ -28,6 +28,7 @@ from cafsfs.errors import (
     TimedOut,
     UsageError,
 )
+from cafsfs.resolver import Resolver
 from cafsfs.store.contracts import (
     Failures,
     PackedBody,
@@ -83,7 +84,14 @@ class RemoteStore(PackedStore):
     ) -> None:
         self.name = str(server)
         self._deadlines = deadlines or Deadlines()
-        opening = partial(ServerConnection.open, server, _encode(root), credentials=credentials)
+        resolver = Resolver(server.host, server.port)
+        opening = partial(
+            ServerConnection.open,
+            server,
+            _encode(root),
+            credentials=credentials,
+            resolver=resolver,
+        )
         self._connect = partial(opening, self._deadlines)
         self._open_probe = partial(self._connect, receive_buffer=_PROBE_BUFFER)
         self._ranges = Ranges(self.name, self._open_probe)

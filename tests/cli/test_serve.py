@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.running import ABSENT, end, environment, run, start
+from tests.cli.running import ABSENT, Serving, end, environment, run, start
 
 pytestmark = pytest.mark.process
 
@@ -102,3 +102,14 @@ def test_files_of_a_store_are_served_and_kept(store: Path, tmp_path: Path) -> No
     assert run("cat", f"file://{store}/data", digest).ok().out == b"content"
     with serving(store, "--listen", "127.0.0.1:0") as (_, address):
         assert run("cat", f"cafs://{address}/data", digest).ok().out == b"content"
+
+
+def test_ipv6_from_end_to_end(tmp_path: Path) -> None:
+    serving = Serving(tmp_path, host="[::1]")
+    try:
+        assert re.fullmatch(r"cafs://\[::1\]:\d+/data", serving.uri)
+        digest = serving.put(tmp_path, b"content")
+        assert run("cat", serving.uri, digest.hex).ok().out == b"content"
+        assert run("check", serving.uri, ABSENT.hex).code == 1
+    finally:
+        serving.kill()

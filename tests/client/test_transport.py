@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cafsfs.errors import ConnectionBroken, TimedOut, Unreachable
+from cafsfs.resolver import Address, Resolver
 from cafsfs.transport import Pace, Transport
 from cafsfs.wire import Ciphers, Keystream, Role
 from cafsfs.wire.handshake import derive
@@ -55,20 +56,17 @@ async def recv(transport: Transport, count: int = 100, deadline: float = LATE) -
 # --- connecting
 
 
-class Names(trio.abc.HostnameResolver):
-    """Every name has the addresses given."""
+def names(*addresses: tuple[str, int]) -> Resolver:
+    """A host with the addresses given."""
 
-    def __init__(self, *addresses: tuple[str, int]) -> None:
-        self._addresses = addresses
-
-    async def getaddrinfo(self, *_: Any) -> Any:
+    async def query(*_: object) -> list[Address]:
+        await trio.lowlevel.checkpoint()
         return [
             (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)
-            for address in self._addresses
+            for address in addresses
         ]
 
-    async def getnameinfo(self, *_: Any) -> Any:
-        raise NotImplementedError
+    return Resolver("host", 1, query=query)
 
 
 @asynccontextmanager
@@ -106,33 +104,33 @@ async def test_a_name_that_is_none(host: str) -> None:
 
 
 async def test_a_name_without_addresses() -> None:
-    trio.socket.set_custom_hostname_resolver(Names())
+    host = names()
     with pytest.raises(Unreachable, match="it has no address"):
-        await Transport.connect("host", 1)
+        await Transport.connect("host", 1, resolver=host)
 
 
 async def test_the_next_address_is_tried_where_one_refuses() -> None:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         sound = listener.socket.getsockname()
-        trio.socket.set_custom_hostname_resolver(Names(("127.0.0.1", unused_port()), sound))
-        (await Transport.connect("host", 1)).close()
+        host = names(("127.0.0.1", unused_port()), sound)
+        (await Transport.connect("host", 1, resolver=host)).close()
 
 
 async def test_the_next_address_is_tried_where_one_does_not_answer() -> None:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, silent_address() as silent:
         sound = listener.socket.getsockname()
-        trio.socket.set_custom_hostname_resolver(Names(silent, silent, sound))
+        host = names(silent, silent, sound)
         with trio.fail_after(5):
-            (await Transport.connect("host", 1)).close()
+            (await Transport.connect("host", 1, resolver=host)).close()
 
 
 async def test_cancelled_while_connecting() -> None:
     async with silent_address() as silent:
-        trio.socket.set_custom_hostname_resolver(Names(silent, silent))
+        host = names(silent, silent)
         with trio.move_on_after(SOON) as scope:
-            await Transport.connect("host", 1)
+            await Transport.connect("host", 1, resolver=host)
         assert scope.cancelled_caught
 
 
