@@ -17,9 +17,15 @@ from cafsfs.store.cache.upkeep import open_disk_cache
 CONNECTIONS = 4
 
 
-async def pull(root: str, address: str, digest: str, path: str) -> float:
-    """Pull a blob to a file, verified."""
-    async with CafsClient(root, [address], connections_per_server=CONNECTIONS) as client:
+async def pull(root: str, address: str, digest: str, path: str, secret: str = "") -> float:
+    """Pull a blob to a file, verified; with a secret only from a server that has it too."""
+    async with CafsClient(
+        root,
+        [address],
+        connections_per_server=CONNECTIONS,
+        secret=secret or None,
+        auth="required" if secret else "auto",
+    ) as client:
         began = time.perf_counter()
         await client.pull(digest, Path(path))
         return time.perf_counter() - began

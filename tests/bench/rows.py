@@ -228,6 +228,14 @@ ROWS = (
         peer_name="unpack, hash and write, one thread",
         aim=0.8,
     ),
+    Row(
+        name="pull-encrypted",
+        work="pull, NONE, authenticated and encrypted",
+        ours=transfers.pull_encrypted,
+        peer=transfers.pull(OURS, "NONE"),
+        peer_name="the same, plain",
+        aim=0.6,
+    ),
     *_batches(),
     *_first_bytes(),
     Row(

@@ -117,7 +117,7 @@ class Stage:
         self.cold = directory / "cold-cache"
         self.address = ""
         self.digest = ""
-        self._store = directory / "store"
+        self.store = directory / "store"
         self._server: Child | None = None
         self._started = ExitStack()
 
@@ -135,9 +135,9 @@ class Stage:
     @contextmanager
     def serve(self) -> Iterator[tuple[Child, str]]:
         """A server of the store, and its address."""
-        command = python("cafsfs", "serve", str(self._store), "--listen", "127.0.0.1:0")
+        command = python("cafsfs", "serve", str(self.store), "--listen", "127.0.0.1:0")
         with self.child(command, "serve") as server:
-            line = server.await_line(f"serving {self._store} on ")
+            line = server.await_line(f"serving {self.store} on ")
             yield server, line.split()[-1]
 
     def start(self, command: Sequence[str], name: str) -> Child:
@@ -161,7 +161,7 @@ class Stage:
 
     def root(self, name: str) -> Path:
         """The directory of a root in the server's store, which is made."""
-        directory = self._store / name
+        directory = self.store / name
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 

@@ -73,3 +73,17 @@ def distant(stage: Stage) -> str:
         path.write_text(line.await_line("delaying on ").split()[-1])
 
     return stage.once("distant", draw).read_text()
+
+
+def sealed(stage: Stage) -> tuple[str, Path]:
+    """The address of a server of the same store that encrypts everything, and its secret."""
+    secret = stage.directory / "secret"
+
+    def serve(path: Path) -> None:
+        secret.touch(mode=0o600)
+        secret.write_text("nobody else knows this secret")
+        options = ("--listen", "127.0.0.1:0", "--secret-file", str(secret))
+        server = stage.start(python("cafsfs", "serve", str(stage.store), *options), "sealed")
+        path.write_text(server.await_line(f"serving {stage.store} on ").split()[-1])
+
+    return stage.once("sealed", serve).read_text(), secret

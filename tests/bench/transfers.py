@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import cache
 
 from tests.bench.children import BenchError
-from tests.bench.stage import PLAIN, ROOT, Run, Sample, Stage
-from tests.bench.supplies import distant, packed, small_names, stored, words
+from tests.bench.stage import OURS, PLAIN, ROOT, Run, Sample, Stage
+from tests.bench.supplies import distant, packed, sealed, small_names, stored, words
 
 BATCH = 2_000
 
@@ -28,6 +28,15 @@ def pull(module: str, compression: str = "NONE") -> Run:
         return sample
 
     return run
+
+
+def pull_encrypted(stage: Stage) -> Sample:
+    """Pull the blob from a server that encrypts everything."""
+    address, secret = sealed(stage)
+    stage.clear()
+    sample = stage.time(OURS, "pull", ROOT, address, stage.digest, stage.target, secret)
+    stage.check_target(stage.digest)
+    return sample
 
 
 @cache
