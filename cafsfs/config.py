@@ -233,7 +233,9 @@ class StoreOptions:
         default=lambda: 30.0,
     )
     progress_timeout: float = option(
-        parse_seconds, "seconds between two pieces of a body", default=lambda: 30.0
+        parse_seconds,
+        "seconds in which a body brings as many KiB, or fails",
+        default=lambda: 30.0,
     )
     memory: int = option(
         parse_size, "bytes for the buffers and decoders of all pulls", default=default_budget
