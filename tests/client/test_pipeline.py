@@ -25,6 +25,7 @@ from cafsfs.digest import Digest
 from cafsfs.errors import (
     BlobNotFound,
     ConnectionBroken,
+    ConnectTimedOut,
     CorruptBlob,
     RemoteProtocolError,
     ServerRefused,
@@ -411,6 +412,25 @@ async def test_a_server_that_freezes_costs_a_batch_one_deadline(jumping_clock: M
         assert failed(found) == dict.fromkeys(failed(found), TimedOut)
         assert len(failed(found)) == len(CONTENTS) - 7
         assert trio.current_time() - began == pytest.approx(5 + 5, abs=1)
+        await wait_all_tasks_blocked(0.01)
+        assert server.open == 0
+
+
+@pytest.mark.parametrize("length", [1000, 2 << 20])
+async def test_a_server_that_freezes_within_a_body_costs_a_batch_little_more(
+    length: int, jumping_clock: MockClock
+) -> None:
+    contents = [bytes([number]) * length for number in range(20)]
+    async with bad_server() as server:
+        for content in contents:
+            server.put(content)
+        server.fault(Phase.BODY, Fault(after=100, then="stall"), skip=7)
+        server.fault(Phase.GREETING, STALL, skip=2)
+        began = trio.current_time()
+        found = await pull_all(server, contents, connections=2)
+        assert set(failed(found).values()) == {TimedOut, ConnectTimedOut}
+        assert len(failed(found)) == 20 - 7
+        assert trio.current_time() - began == pytest.approx(30 + 5, abs=1)
         await wait_all_tasks_blocked(0.01)
         assert server.open == 0
 
