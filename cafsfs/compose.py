@@ -9,15 +9,13 @@ LocalRoot; without ``--cache-seed`` there is no seed.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,9 @@ from cafsfs.digest import Digest
 from cafsfs.errors import StoreError, UsageError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
+from cafsfs.report.ours import STATUS
+from cafsfs.report.recent import RecentComplaints
+from cafsfs.report.status import About, Parts, Status
 from cafsfs.secret import find_secret
 from cafsfs.server import CafsServer, Gate, Limits
 from cafsfs.store.budget import MemoryBudget
@@ -43,7 +44,7 @@ from cafsfs.store.gathering import GatheringStore
 from cafsfs.store.local_root import LocalRoot
 from cafsfs.store.pacing import PacingStore
 from cafsfs.store.read_caching import ReadCachingStore
-from cafsfs.store.router import Outage
+from cafsfs.store.router import Outage, PlaceState
 from cafsfs.store.routing import RoutingStore
 from cafsfs.store.seeded import SeededStore
 from cafsfs.store.unpacking import UnpackingStore
@@ -124,6 +125,11 @@ async def open_store(
 def outage(store: ContentStore) -> Outage | None:
     """The outage of a store that ``open_store`` has made, if no server can be reached now."""
     return store.router.outage if isinstance(store, RoutingStore) else None
+
+
+def server_states(store: ContentStore) -> list[PlaceState]:
+    """What is known of each server of a store that ``open_store`` has made; none of a directory."""
+    return store.router.states() if isinstance(store, RoutingStore) else []
 
 
 def _credentials(options: StoreOptions) -> Credentials:
@@ -219,6 +225,7 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
     metrics = Metrics()
     budget = MemoryBudget(plan.store.memory)
     async with (
+        _remembered_complaints(metrics) as complaints,
         open_disk_cache(
             plan.cache.cache_dir,
             bounds=plan.cache.bounds,
@@ -244,16 +251,20 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
             verify_first=plan.mount.verify_first,
             metrics=metrics,
         )
-        status = _Status(plan, metrics, store, network)
-        status.budget = budget.state
+        parts = Parts(
+            servers=lambda: server_states(network),
+            outage=lambda: outage(network),
+            memory=budget.state,
+        )
+        status = Status(_about(plan), metrics, store, complaints, parts)
         filesystem = FileSystem(store, _vfs_options(plan), status.files, metrics)
         cache.on_change = filesystem.blocks_changed
         store.on_size_changed = filesystem.size_is_wrong
         store.on_unverified = filesystem.content_is_unverified
         session = Session(filesystem, plan.point, _fuse_options(plan), metrics)
-        status.kernel = lambda: session.kernel_settings
-        status.filesystem = filesystem.state
-        await _start_control(nursery, plan, cache)
+        parts.kernel = lambda: session.kernel_settings
+        parts.filesystem, parts.openers = filesystem.state, filesystem.openers
+        await _start_control(nursery, plan, cache, status)
         await nursery.start(_stop_on_signal, session.stop)
         await session.run(ready)
         nursery.cancel_scope.cancel()
@@ -370,7 +381,9 @@ async def open_prefetching(
         nursery.cancel_scope.cancel()
 
 
-async def _start_control(nursery: trio.Nursery, plan: MountPlan, cache: DiskCache) -> None:
+async def _start_control(
+    nursery: trio.Nursery, plan: MountPlan, cache: DiskCache, status: Status
+) -> None:
     def concerns_us(request: dict[str, Any]) -> bool:
         return request.get("cache") == list(cache.premises.identity)
 
@@ -386,11 +399,33 @@ async def _start_control(nursery: trio.Nursery, plan: MountPlan, cache: DiskCach
             await cache.keeper.flush()
         return {"concerned": concerned, "mountpoint": plan.point}
 
-    handlers = {CACHE_CHANGED: cache_changed, WRITE_INDEX: write_index}
+    async def tell_status(_: dict[str, Any]) -> dict[str, object]:
+        return status.stats()
+
+    handlers = {CACHE_CHANGED: cache_changed, WRITE_INDEX: write_index, STATUS: tell_status}
     try:
         await nursery.start(serve_control, handlers)
     except StoreError as error:  # a mount without it is a mount all the same
         log.warning("commands cannot reach this mount: %s", error)
+
+
+@asynccontextmanager
+async def _remembered_complaints(metrics: Metrics) -> AsyncIterator[RecentComplaints]:
+    complaints = RecentComplaints(metrics)
+    logging.getLogger().addHandler(complaints)
+    try:
+        yield complaints
+    finally:
+        logging.getLogger().removeHandler(complaints)
+
+
+def _about(plan: MountPlan) -> About:
+    return About(
+        version=_version(),
+        uri=plan.uri.shown,
+        mountpoint=plan.point,
+        cache_directory=str(plan.cache.cache_dir),
+    )
 
 
 def _vfs_options(plan: MountPlan) -> VfsOptions:
@@ -427,63 +462,3 @@ def _version() -> str:
     from importlib.metadata import version  # noqa: PLC0415  # slow to import; only a mount asks
 
     return version("cafsfs")
-
-
-class _Status:
-    """Renders the files below ``.cafsfs/``."""
-
-    def __init__(
-        self, plan: MountPlan, metrics: Metrics, store: ReadCachingStore, network: ContentStore
-    ) -> None:
-        self._plan = plan
-        self._network = network
-        self._metrics = metrics
-        self._store = store
-        self._version = _version()
-        self._began = time.monotonic()
-        self.budget: Callable[[], dict[str, int]] = dict
-        self.kernel: Callable[[], dict[str, int | bool | None]] = dict
-        self.filesystem: Callable[[], dict[str, int]] = dict
-        self.files: dict[str, Callable[[], bytes]] = {
-            "stats.json": self._stats,
-            "servers": self._list_of_servers,
-            "version": f"{self._version}\n".encode,
-        }
-
-    def _stats(self) -> bytes:
-        usage = self._store.usage
-        stats = {
-            "version": self._version,
-            "uri": self._plan.uri.shown,
-            "mountpoint": self._plan.point,
-            "pid": os.getpid(),
-            "uptime_seconds": round(time.monotonic() - self._began, 3),
-            "cache": {
-                "directory": str(self._plan.cache.cache_dir),
-                "bytes": usage.used,
-                "bound_bytes": usage.bound,
-                "blobs": usage.blobs,
-                "partial_bytes": usage.partial,
-                "evicted_open_bytes": usage.lingering,
-                "complete": usage.complete,
-                "trouble": usage.trouble,
-            },
-            "servers": self._servers(),
-            "pulls_in_flight": self._store.pulling,
-            "memory": self.budget(),
-            "kernel": self.kernel(),
-            "filesystem": self.filesystem(),
-            "counters": self._metrics.as_dict(),
-        }
-        return (json.dumps(stats, indent=2) + "\n").encode()
-
-    def _servers(self) -> dict[str, object]:
-        now = outage(self._network)
-        if now is None:
-            return {"state": "online"}
-        since = datetime.fromtimestamp(now.since, UTC).isoformat(timespec="seconds")
-        return {"state": "offline", "since": since, "reason": now.reason}
-
-    def _list_of_servers(self) -> bytes:
-        states = self._network.router.states() if isinstance(self._network, RoutingStore) else []
-        return (json.dumps([asdict(each) for each in states], indent=2) + "\n").encode()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,10 @@ from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.compose import MountPlan, make_server, open_store, own_cache, with_seed
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, parse_uri
 from cafsfs.errors import BlobNotFound, StoreError, Unreachable, UsageError
-from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression, hash_bytes
 from cafsfs.secret import Secret
 from cafsfs.store.cache.upkeep import open_disk_cache
 from cafsfs.store.memory import MemorySink, MemorySource, MemoryStore
-from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.store.routing import RoutingStore
 from cafsfs.store.unpacking import UnpackingStore
 from tests.store.stacks import Caches
@@ -247,24 +243,3 @@ def test_options_reach_the_filesystem() -> None:
     options = compose._vfs_options(plan(uid=5, gid=6, lookup_timeout=2.0, read_timeout=3.0))
     assert (options.uid, options.gid) == (5, 6)
     assert (options.lookup_deadline, options.read_patience) == (2, 3)
-
-
-async def test_control_files_tell_the_state_of_the_mount(tmp_path: Path, caches: Caches) -> None:
-    async with open_store(parse_uri("cafs://h/r"), StoreOptions()) as upstream:
-        cache = caches.open(tmp_path, 1000)
-        await cache.put(hash_bytes(b"blob"), MemorySource(b"blob"))
-        store = ReadCachingStore(cache, upstream, None)  # type: ignore[arg-type]  # starts no task
-        status = compose._Status(plan(), Metrics(lookups=3), store, upstream)
-        assert status.files["version"]() == f"{version('cafsfs')}\n".encode()
-        stats = json.loads(status.files["stats.json"]())
-    assert stats["uri"] == "cafs://h,g/r"
-    assert stats["mountpoint"] == "/mnt/cafs"
-    assert stats["cache"]["bytes"] == 4
-    assert stats["cache"]["bound_bytes"] == 1000
-    assert stats["cache"]["blobs"] == 1
-    assert stats["counters"]["lookups"] == 3
-    assert stats["pulls_in_flight"] == 0
-    assert stats["cache"]["partial_bytes"] == stats["cache"]["evicted_open_bytes"] == 0
-    assert stats["cache"]["trouble"] is None
-    assert stats["cache"]["complete"] is False  # nobody has looked at all files yet
-    assert stats["servers"] == {"state": "online"}

@@ -20,6 +20,7 @@ from cafsfs.cli.mount import mount
 from cafsfs.cli.prefetch import prefetch
 from cafsfs.cli.serve import serve
 from cafsfs.cli.settings import config
+from cafsfs.cli.status import mounts, status
 from cafsfs.cli.talk import complain, exit_code, in_our_words
 from cafsfs.cli.transfer import cat, get, put
 from cafsfs.cli.unmount import unmount
@@ -54,7 +55,22 @@ def cafsfs() -> None:
 
 
 for command in (
-    *(mount, unmount, put, get, cat, check, stat, prefetch, cache, serve, config, demo),
+    *(
+        mount,
+        unmount,
+        status,
+        mounts,
+        put,
+        get,
+        cat,
+        check,
+        stat,
+        prefetch,
+        cache,
+        serve,
+        config,
+        demo,
+    ),
 ):
     cafsfs.add_command(command)
 

@@ -30,12 +30,16 @@ _MOST_LINKS = 40  # in one path, as in the kernel
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo. ``minor`` names the connection in /sys/fs/fuse/connections."""
+    """One line of mountinfo. ``minor`` names the connection in /sys/fs/fuse/connections.
+
+    ``owner`` is the user who has mounted it, if it is one of FUSE.
+    """
 
     point: str
     minor: int
     fstype: str
     source: str
+    owner: int | None = None
 
 
 def list_mounts() -> list[Mount]:
@@ -46,7 +50,16 @@ def list_mounts() -> list[Mount]:
         before, _, after = line.partition(" - ")
         fields, rest = before.split(" "), after.split(" ")
         minor = int(fields[2].partition(":")[2])
-        mounts.append(Mount(_unescape(fields[4]), minor, rest[0], _unescape(rest[1])))
+        owner = re.search(r"(?:^|,)user_id=(\d+)", rest[2] if len(rest) > 2 else "")
+        mounts.append(
+            Mount(
+                point=_unescape(fields[4]),
+                minor=minor,
+                fstype=rest[0],
+                source=_unescape(rest[1]),
+                owner=int(owner[1]) if owner else None,
+            )
+        )
     return mounts
 
 

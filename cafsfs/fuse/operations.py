@@ -27,35 +27,60 @@ _FREE_INODES = 1 << 30
 _NAME_MAX = 97  # 64 digits, a dot, an extension of 32
 
 
+class _Absent(Exception):
+    """There is no such name; the kernel may remember that for ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
 def guarded(
     handler: Callable[Concatenate[Operations, P], Awaitable[R]],
 ) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
     """Let nothing but FUSEError leave a handler: anything else would end the process.
 
     What we raise on purpose becomes its errno and a line in the log, for the errno is all that a
-    reader gets; what nobody expected becomes EIO and a traceback. Cancelled passes.
+    reader gets; what nobody expected becomes EIO and a traceback. Cancelled passes. How long it
+    took, and what came of it, is counted.
     """
+    name = handler.__name__.strip("_")
 
     @functools.wraps(handler)
     async def guard(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        number, result = self.began(name, args), "cancelled"
         try:
-            return await handler(self, *args, **kwargs)
-        except pyfuse3.FUSEError:
+            answer = await handler(self, *args, **kwargs)
+            result = "ok"
+        except pyfuse3.FUSEError as error:
+            result = _name_of(error.errno)
             raise
+        except _Absent as absent:
+            result = "ENOENT"
+            return _absent(absent.seconds)  # type: ignore[return-value]  # only lookup raises it
         except CafsError as error:
             if not isinstance(error, NoSuchName | StaleInode):
                 # Whoever unmounts knows that readers fail: no line of warning for each of them.
                 level = logging.INFO if error is self.ending else logging.WARNING
                 log.log(level, "%s: %s", handler.__name__, error)
+            result = _name_of(errno_of(error))
             raise pyfuse3.FUSEError(errno_of(error)) from None
         except Exception:
+            result = "EIO"
             self.metrics.handler_errors += 1
             log.exception("%s failed", handler.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
+        else:
+            return answer
         finally:
+            self.ended(number, name, result)
             self.answering.set()
 
     return guard
+
+
+def _name_of(number: int) -> str:
+    return errno.errorcode.get(number, str(number))
 
 
 class Operations(pyfuse3.Operations):
@@ -69,6 +94,26 @@ class Operations(pyfuse3.Operations):
         self._fs = filesystem
         self.metrics = metrics
         self.answering = trio.Event()  # set from the first request on
+
+    def began(self, name: str, args: Sequence[object]) -> int:
+        """Count a request that has come; returns its number. Never raises."""
+        try:
+            number = self.metrics.requests.begin(name)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("request %d: %s(%s)", number, name, ", ".join(map(_told, args)))
+        except Exception:  # what is counted is no reason for a read to fail
+            return 0
+        return number
+
+    def ended(self, number: int, name: str, result: str) -> None:
+        """Count what became of it. Never raises."""
+        try:
+            seconds = self.metrics.requests.end(number, result)
+        except Exception:
+            self.metrics.handler_errors += 1
+            return
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("request %d: %s %s in %.6f s", number, name, result, seconds)
 
     @property
     def ending(self) -> CafsError | None:
@@ -85,9 +130,9 @@ class Operations(pyfuse3.Operations):
         try:
             return self._entry(await self._fs.lookup(parent_inode, name))
         except NoSuchName:
-            return _absent(FOREVER)
+            raise _Absent(FOREVER) from None
         except BlobNotFound:
-            return _absent(ABSENT_FOR)
+            raise _Absent(ABSENT_FOR) from None
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         # Nobody waits for an answer, so not even FUSEError may leave this one.
@@ -109,7 +154,7 @@ class Operations(pyfuse3.Operations):
     async def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
-        handle, immutable = await self._fs.open(inode)
+        handle, immutable = await self._fs.open(inode, ctx.pid)
         # Never direct_io for a blob: a reader that waits in it cannot be killed (tried).
         return pyfuse3.FileInfo(
             fh=pyfuse3.FileHandleT(handle), keep_cache=immutable, direct_io=not immutable
@@ -187,6 +232,13 @@ class Operations(pyfuse3.Operations):
         entry.st_blocks = attributes.blocks
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.time_ns
         return entry
+
+
+def _told(argument: object) -> str:
+    """An argument of a handler, for the log."""
+    if isinstance(argument, pyfuse3.RequestContext):
+        return f"pid={argument.pid} uid={argument.uid}"
+    return f"{argument!r:.200}"
 
 
 def _absent(seconds: float) -> pyfuse3.EntryAttributes:

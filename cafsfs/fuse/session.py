@@ -72,7 +72,8 @@ class Session:
     def kernel_settings(self) -> dict[str, int | bool | None]:
         """What the kernel does for this mount, for stats.json."""
         seen = {} if self._minor is None else mounts.kernel_settings(self._minor)
-        return {"parallel_lookups": self.patched, "max_tasks": _MAX_TASKS, **seen}
+        tasks = {"parallel_lookups": self.patched, "max_tasks": _MAX_TASKS}
+        return {"minor": self._minor, **tasks, **seen}
 
     async def run(self, ready: Callable[[], Awaitable[None]]) -> None:
         """Mount, serve until unmounted, aborted or stopped, and leave nothing mounted.

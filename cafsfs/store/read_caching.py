@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -56,6 +57,24 @@ class _Pulling:
     progress: Progress = field(default_factory=Progress)
     anew: bool = False
     stream: bool = True
+    cached: bool = False  # nothing had to be pulled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """A pull in flight. ``size`` is None while nobody has told it; ``length`` bytes have come.
+
+    ``age`` and ``still`` (since anything has moved) are in seconds. It was opened by ``users``;
+    ``waiting`` of their reads wait for it now.
+    """
+
+    digest: Digest
+    size: int | None
+    length: int
+    age: float
+    still: float
+    users: int
+    waiting: int
 
 
 @dataclass(slots=True)
@@ -113,6 +132,8 @@ class OpenBlob:
         self._mend = mend
         self._stuck_at: int | None = None
         self.users = 0
+        self.waiting = 0  # reads
+        self.cached = False  # it was there when it was opened
         self.retired: list[CachedFile] = []  # found wrong; others may be reading from them yet
         self.state: _Pulling | _Ready | _Failed = _Pulling()
 
@@ -129,6 +150,7 @@ class OpenBlob:
         counted = False
         seen, since = self._progress(), trio.current_time()
         stuck_at = self._stuck_at  # where somebody before us has given up
+        self.waiting += 1
         try:
             while isinstance(self.state, _Pulling):
                 pulling = self.state
@@ -146,6 +168,7 @@ class OpenBlob:
                 with trio.move_on_after(self._stalled.glance(patience / _GLANCES)):
                     await pulling.progress.news(end)
         finally:
+            self.waiting -= 1
             self._stalled.count -= counted
         match self.state:
             case _Ready(file):
@@ -246,6 +269,25 @@ class ReadCachingStore(ContentStore):
     def pulling(self) -> int:
         """Pulls in flight."""
         return sum(1 for blob in self._open.values() if isinstance(blob.state, _Pulling))
+
+    def inflight(self) -> list[InFlight]:
+        """The pulls in flight, the oldest first."""
+        now = time.monotonic()
+        found = []
+        for blob in self._open.values():
+            if isinstance(blob.state, _Pulling):
+                progress, told = blob.state.progress, self._told.get(blob.digest)
+                pull = InFlight(
+                    digest=blob.digest,
+                    size=None if told is None else told.size,
+                    length=progress.length,
+                    age=now - progress.began,
+                    still=now - progress.moved_at,
+                    users=blob.users,
+                    waiting=blob.waiting,
+                )
+                found.append(pull)
+        return sorted(found, key=lambda each: -each.age)
 
     def cached_size(self, digest: Digest) -> int | None:
         """The size of a blob that is known to be cached, else None."""
@@ -455,6 +497,7 @@ class ReadCachingStore(ContentStore):
         try:
             with pulling.scope:
                 outcome = _Ready(await self._bring_agreeing(blob.digest, pulling))
+                blob.cached = pulling.cached
         except CafsError as error:
             outcome = _Failed(error)
         except Exception as error:
@@ -539,6 +582,7 @@ class ReadCachingStore(ContentStore):
         claimed = await self._cache.claim(digest, expected=expected, progress=pulling.progress)
         if isinstance(claimed, CachedFile):
             self._metrics.cache_hits += 1
+            pulling.cached = True
             return self._check_cached(digest, claimed)
         self._metrics.cache_misses += 1
         return await self._fill(claimed)
@@ -564,12 +608,19 @@ class ReadCachingStore(ContentStore):
                 raise
             self._check_size(digest, stat)
             file = await self._cache.commit(partial, stat)
-        except CafsError:
+        except CafsError as error:
             self._metrics.pull_errors += 1
+            elapsed = trio.current_time() - began
+            log.info("pulling %s failed after %.3f s: %s", digest, elapsed, error)
+            raise
+        except trio.Cancelled:
+            elapsed = trio.current_time() - began
+            log.info("pulling %s was given up after %.3f s: nobody reads it", digest, elapsed)
             raise
         finally:
             await self._cache.discard(partial)
         self._metrics.pulled_bytes += file.size
+        self._metrics.received_bytes += stat.packed_size or file.size
         log.info(
             "pulled %s: %d bytes from %s in %.3f s",
             *(digest, file.size, stat.source, trio.current_time() - began),

@@ -84,6 +84,7 @@ class Space:
 class _OpenFile:
     blob: OpenBlob
     node: BlobNode
+    pid: int
 
 
 @dataclass(slots=True)
@@ -269,8 +270,8 @@ class FileSystem:
 
     # --- blobs and control files
 
-    async def open(self, inode: int) -> tuple[int, bool]:
-        """Open a file: a handle, and whether the kernel may keep its pages.
+    async def open(self, inode: int, pid: int = 0) -> tuple[int, bool]:
+        """Open a file for process ``pid``: a handle, and whether the kernel may keep its pages.
 
         Never waits for a body: a process that waits in open cannot be killed.
         """
@@ -285,7 +286,7 @@ class FileSystem:
                     await self._forgotten(node)
                 self._check_not_ending()
                 blob = self._store.open(digest, stream=not node.ended)
-                return self._handle(_OpenFile(blob, node)), True
+                return self._handle(_OpenFile(blob, node, pid)), True
             case ControlFile(name):
                 return self._handle(_OpenControl(self._control[name]())), False
             case _:
@@ -295,13 +296,15 @@ class FileSystem:
         """min(length, size − offset) bytes, or an error: a short answer truncates the file."""
         opened = self._handles[handle]
         match opened:
-            case _OpenFile(blob, node):
+            case _OpenFile(blob, node, _):
                 patience, size = self.options.read_patience, node.size
                 data = await blob.read(offset, length, patience=patience, size=size)
                 node.ended = node.ended or size is None or offset + length > size - HELD_BACK
                 self._check_whole(len(data), node, offset, length)
                 self._metrics.reads += 1
                 self._metrics.read_bytes += len(data)
+                if blob.cached:
+                    self._metrics.cached_bytes += len(data)
                 return data
             case _OpenControl(content):
                 return content[offset : offset + length]
@@ -382,6 +385,17 @@ class FileSystem:
     def state(self) -> dict[str, int]:
         """Numbers for stats.json."""
         return {"known_inodes": len(self._blobs), "open_handles": len(self._handles)}
+
+    def openers(self) -> dict[Digest, list[int]]:
+        """The processes that have opened each blob that is open, as the kernel has named them.
+
+        By a thread's number where a thread did it; 0 is one of another PID namespace.
+        """
+        pids: dict[Digest, list[int]] = {}
+        for each in self._handles.values():
+            if isinstance(each, _OpenFile):
+                pids.setdefault(each.node.digest, []).append(each.pid)
+        return pids
 
     def fail_waiters(self, error: CafsError) -> None:
         """Answer everything that waits with ``error``, at once, and whatever would wait later."""

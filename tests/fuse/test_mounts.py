@@ -45,7 +45,7 @@ def test_mountinfo_is_read(mountinfo: Table) -> None:
     assert mounts.list_mounts() == [
         Mount("/sys", 20, "sysfs", "sysfs"),
         Mount("/", 0, "ext4", "/dev/vda"),
-        Mount("/mnt/cafs", 51, "fuse.cafsfs", "cafs://h:2403/data"),
+        Mount("/mnt/cafs", 51, "fuse.cafsfs", "cafs://h:2403/data", owner=0),
         Mount("/mnt/with space\tand\nline\\and#", 52, "fuse.cafsfs", "a b"),
         Mount("/mnt/ä", 53, "tmpfs", ""),
         Mount("/mnt/cafs", 54, "fuse.cafsfs", "cafs://other/data"),

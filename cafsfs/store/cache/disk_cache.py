@@ -659,7 +659,7 @@ class DiskCache(ContentStore):
 
     async def _hash(self, descriptor: int, progress: Progress) -> Digest:
         def on_read(_: int) -> None:
-            progress.count += 1
+            progress.step()
             trio.from_thread.check_cancelled()
 
         try:
@@ -733,7 +733,7 @@ class DiskCache(ContentStore):
                 return verdict
             if following.length != length:
                 length = following.length
-                progress.count += 1
+                progress.come(length)
                 if shown:
                     progress.advance(length)
                 late = trio.current_time() + _STALLED

@@ -179,7 +179,7 @@ class Partial:
         self._show()
 
     def _show(self) -> None:
-        self._progress.count += 1
+        self._progress.come(self.written)
         if not self._shown:
             holds = max(self.written, self._kept)
             self._shown = self._progress.show(self.descriptor, holds=holds)

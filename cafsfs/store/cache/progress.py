@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from threading import Lock
 
@@ -29,11 +30,15 @@ class Contradiction(Exception):
 class Progress:
     """Grows while content is on its way, or is being verified. To be used from any thread.
 
-    ``count`` grows with every step. After ``stream`` readers see what has come.
+    ``count`` grows with every step. After ``stream`` readers see what has come. ``length`` is how
+    many bytes of content have come, ``began`` and ``moved_at`` tell when, in seconds of
+    time.monotonic(): for who looks on.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.length = 0
+        self.moved_at = self.began = time.monotonic()
         self.files: list[CachedFile] = []  # shown so far; to be closed when nobody reads them
         self._lock = Lock()
         self._open: Callable[[int], CachedFile] | None = None
@@ -164,6 +169,12 @@ class Progress:
     def step(self) -> None:
         """Something was done for those who wait: of many gigabytes, it may take minutes."""
         self.count += 1
+        self.moved_at = time.monotonic()
+
+    def come(self, length: int) -> None:
+        """So many bytes of content are there."""
+        self.length = length
+        self.step()
 
     def _step(self) -> None:
         self.step()
