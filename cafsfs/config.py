@@ -390,6 +390,9 @@ class ServeOptions:
 FOR_UPLOADS = frozenset({"replicas"})
 FOR_DOWNLOADS = frozenset({"mirror", "slow_rate"})
 ALL_OPTIONS: tuple[type, ...] = (StoreOptions, CacheOptions, MountOptions, LogOptions, ServeOptions)
+# Where a group's options can be given beside flags, variables and TOML, which take them all.
+IN_URI: tuple[type, ...] = (StoreOptions, CacheOptions, MountOptions)
+IN_MOUNT_OPTIONS: tuple[type, ...] = (*IN_URI, LogOptions)
 # What a TOML file may hold beside options: the arguments of the commands that it configures.
 ARGUMENTS = ("uri", "mountpoint", "directory")
 
@@ -659,7 +662,7 @@ def _check_root(shown: str, root: str) -> None:
 
 def _uri_layer(query: str) -> Layer:
     """The keys of a URI. Not urllib's parse_qsl: in a URI that is no form, a + is a +."""
-    known = option_names(StoreOptions, CacheOptions, MountOptions)
+    known = option_names(*IN_URI)
     values = {}
     for part in filter(None, query.split("&")):
         key, _, value = part.partition("=")
@@ -706,7 +709,7 @@ def parse_mount_options(texts: Sequence[str], *, sloppy: bool = False) -> MountA
     """
     ours: dict[str, str] = {}
     kernel: list[str] = []
-    known = {*option_names(StoreOptions, CacheOptions, MountOptions, LogOptions), *_FLAGS_ONLY}
+    known = {*option_names(*IN_MOUNT_OPTIONS), *_FLAGS_ONLY}
     known -= FOR_UPLOADS
     for text in texts:
         for part in re.findall(r"(?:[^,\\]|\\.|\\\Z)+", text, re.DOTALL):

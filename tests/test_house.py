@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -126,9 +126,10 @@ def shell_lines(text: str) -> list[str]:
     return [line.strip().removeprefix("$ ") for line in lines + re.findall(r"`([^`\n]+)`", text)]
 
 
-def test_commands_of_the_readme_exist() -> None:
+def check_commands(lines: Iterable[str]) -> None:
+    """Fail if one of the lines tells of a command, a flag or a target that there is not."""
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    for line in shell_lines((REPOSITORY / "README.md").read_text()):
+    for line in lines:
         match line.split():
             case ["make", target, *_]:
                 assert target in targets, line
@@ -141,3 +142,7 @@ def test_commands_of_the_readme_exist() -> None:
                 assert flags <= known | {"--help", "--"}, line
             case _:
                 pass
+
+
+def test_commands_of_the_readme_exist() -> None:
+    check_commands(shell_lines((REPOSITORY / "README.md").read_text()))

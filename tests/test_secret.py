@@ -79,7 +79,7 @@ def test_what_is_too_short_or_too_long_is_no_secret(
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666, 0o601])
 def test_what_others_have_rights_to_is_refused(tmp_path: Path, mode: int) -> None:
     path = held(tmp_path / "se cret", mode=mode)
-    with pytest.raises(UsageError, match=f"mode {mode:04o}") as caught:
+    with pytest.raises(UsageError, match=f"rights to the secret `.*` .mode {mode:04o}") as caught:
         read_secret(path)
     hint = caught.value.hint
     assert hint == f"take them away: chmod 600 '{path}'"

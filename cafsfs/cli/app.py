@@ -15,6 +15,7 @@ import click
 
 from cafsfs.cli.cache import cache
 from cafsfs.cli.demo import demo
+from cafsfs.cli.help import help_
 from cafsfs.cli.inquire import check, stat
 from cafsfs.cli.mount import mount
 from cafsfs.cli.prefetch import prefetch
@@ -51,6 +52,7 @@ def cafsfs() -> None:
     Files to it:  cafsfs put cafs://127.0.0.1/data FILE…
     Mount it:     mkdir /mnt/cafs; cafsfs mount cafs://127.0.0.1/data /mnt/cafs
     Read it:      cat /mnt/cafs/HASH
+    Guides:       cafsfs help
     """
 
 
@@ -69,6 +71,7 @@ for command in (
         cache,
         serve,
         config,
+        help_,
         demo,
     ),
 ):

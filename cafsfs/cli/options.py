@@ -22,7 +22,8 @@ from cafsfs.config import (
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_METAVARS = {
+# What an option takes, by its parser.
+METAVARS = {
     "parse_size": "SIZE",
     "parse_amount": "SIZE|N%",
     "parse_verify_first": "SIZE|always",
@@ -72,7 +73,7 @@ def with_options(
                 made = click.option(flag(name), name, flag_value="true", default=None, help=text)
             else:
                 made = click.option(
-                    flag(name), name, metavar=_METAVARS[parse.__name__], default=None, help=text
+                    flag(name), name, metavar=METAVARS[parse.__name__], default=None, help=text
                 )
             function = made(function)
         return click.option(

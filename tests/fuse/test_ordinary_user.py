@@ -171,6 +171,7 @@ def test_without_fusectl_an_ordinary_user_is_told_to_get_it(mount: Mounted, worl
     run(*world.enter, "umount", CONNECTIONS).ok()
     done = world.cafsfs("unmount", "--force", mount.point)
     assert done.code == 1
+    assert f"error: cannot abort `{mount.point}`: Operation not permitted" in done.err
     assert f"hint: as root, mount -t fusectl fusectl {CONNECTIONS}; then try again" in done.err
     world.cafsfs("unmount", mount.point).ok()
 

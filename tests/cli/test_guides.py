@@ -1,0 +1,222 @@
+"""The guides that ship: complete, shown rightly, and true: each statement has its test."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import click
+import pytest
+
+from cafsfs.cli.app import cafsfs
+from cafsfs.cli.guides import TOPICS, as_plain_text, commands_with, read_guide, walk
+from cafsfs.config import (
+    ALL_OPTIONS,
+    ServeOptions,
+    environment_layer,
+    option_names,
+    parse_mount_options,
+    parse_uri,
+)
+from cafsfs.errors import UsageError
+from tests.cli.guides import (
+    GUIDES,
+    REPOSITORY,
+    Entry,
+    entries,
+    shares_words,
+    source_of,
+    stands_in_the_source,
+)
+from tests.cli.running import environment, run
+from tests.test_house import check_commands
+
+MESSAGES = entries(GUIDES / "troubleshooting.rst")
+# What the kernel says by an errno; the test names that.
+ERRNO = {
+    "Transport endpoint is not connected": "ENOTCONN",
+    "No such file or directory": "ENOENT",
+    "Connection timed out": "ETIMEDOUT",
+    "Input/output error": "EIO",
+}
+
+
+def test_every_guide_that_ships_is_a_topic() -> None:
+    assert {each.stem for each in GUIDES.glob("*.rst")} == set(TOPICS)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_guide_is_shown(topic: str) -> None:
+    text = run("help", topic).ok().text
+    assert text == as_plain_text(read_guide(topic, cafsfs))
+    title, underline = text.splitlines()[:2]
+    assert set(underline) == {"="}
+    assert len(underline) == len(title)
+    assert "``" not in text
+    assert not re.search(r"^ *\.\. ", text, re.MULTILINE)
+    terms = {each.term for each in MESSAGES}
+    prose = [e for e in text.splitlines() if re.match(r"(- | {0,2}\w)", e) and e not in terms]
+    assert max(map(len, prose)) < 80
+
+
+@pytest.mark.process
+def test_without_a_topic_all_are_listed() -> None:
+    text = run("help").ok().text
+    for name in (*TOPICS, *cafsfs.commands):
+        assert re.search(rf"^  {name} ", text, re.MULTILINE), name
+
+
+@pytest.mark.process
+def test_a_command_is_a_topic_too() -> None:
+    assert run("help", "cache", "verify").ok().text == run("cache", "verify", "--help").ok().text
+
+
+@pytest.mark.process
+def test_a_topic_that_is_none() -> None:
+    done = run("help", "quikstart")
+    assert (done.code, done.complaint()) == (2, "there is no guide or command `quikstart`")
+    assert done.hint() == "did you mean `quickstart`?"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("pager", ["sed s/^/paged:/", ""])
+def test_on_a_terminal_it_goes_through_a_pager(pager: str) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "cafsfs", "help", "quickstart"]
+    env = environment(PAGER=pager, TERM="dumb" if not pager else "xterm")
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as shown:
+        os.close(theirs)
+        read = b""
+        with suppress(OSError):  # EIO: the other end has been closed
+            while piece := os.read(ours, 1 << 16):
+                read += piece
+    os.close(ours)
+    assert shown.returncode == 0
+    lines = read.decode().splitlines()
+    assert lines[0] == ("paged:" if pager else "") + "Quick start: a store, a mount, a file"
+
+
+def test_guides_are_in_the_package() -> None:
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    assert '"guide/*.rst"' in project
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_commands_of_a_guide_exist(topic: str) -> None:
+    text = read_guide(topic, cafsfs)
+    blocks = re.findall(r"::\n\n((?: {4}.*\n|\n)+)", text)
+    literals = re.findall(r"``(.+?)``", text, re.DOTALL)
+    check_commands([each.strip() for each in (*"\n".join(blocks).splitlines(), *literals)])
+
+
+# --- configuration
+
+
+@pytest.mark.parametrize("group", ALL_OPTIONS, ids=lambda group: group.__name__)
+def test_every_option_is_described_with_its_ways(group: type) -> None:
+    """What the guide says of where an option can be given is what the parsers take."""
+    text = read_guide("configuration", cafsfs)
+    for name, each in option_names(group).items():
+        key = name.replace("_", "-")
+        help_ = each.metadata["help"]
+        described = [
+            " ".join(found.split())
+            for found in re.findall(rf"^``--{key}\b.*``\n((?: {{4}}.*\n)+)", text, re.MULTILINE)
+            if help_[1:] in " ".join(found.split())
+        ]
+        assert len(described) == 1, (name, described)
+        given = described[0].partition("Given as ")[2]
+        serving = group is ServeOptions  # which has a secret-file, too
+        for way, taken in (
+            (f"``-o {key}``", takes(partial(parse_mount_options, [f"{key}=1"]))),
+            (f"``?{key}=``", takes(partial(parse_uri, f"cafs://h/r?{key}=1"))),
+        ):
+            assert (way in given) is (taken and not serving), way
+        variable = f"CAFSFS_{name.upper()}"
+        assert f"``{variable}``" in given
+        assert environment_layer({variable: "1"}).values == {name: "1"}
+        assert commands_with(name, group, cafsfs), name
+
+
+def takes(parse: Callable[[], object]) -> bool:
+    try:
+        parse()
+    except UsageError:
+        return False
+    return True
+
+
+def test_the_commands_of_an_option_have_it() -> None:
+    commands = dict(walk(cafsfs))
+    for group in ALL_OPTIONS:
+        for name in option_names(group):
+            for path in commands_with(name, group, cafsfs):
+                names = [o.name for o in commands[path].params if isinstance(o, click.Option)]
+                assert name in names
+
+
+# --- troubleshooting
+
+
+def test_the_messages_are_found() -> None:
+    assert len(MESSAGES) > 30
+    assert all(":Cause: " in each.body and ":Fix: " in each.body for each in MESSAGES)
+
+
+@pytest.mark.parametrize("entry", MESSAGES, ids=lambda entry: entry.message)
+def test_a_documented_message_stands_in_the_source(entry: Entry) -> None:
+    if entry.origin:
+        assert entry.message in ERRNO
+    else:
+        assert stands_in_the_source(entry), entry.term
+
+
+@pytest.mark.parametrize("entry", MESSAGES, ids=lambda entry: entry.message)
+def test_a_documented_message_is_produced_by_a_test(entry: Entry) -> None:
+    assert entry.tests
+    said = ERRNO.get(entry.message, entry.message)
+    assert any(shares_words(said, source_of(each)) for each in entry.tests), entry.tests
+
+
+def test_an_invented_message_is_found_out() -> None:
+    invented = Entry("the cache is on fire: No such file", "", (), "")
+    assert not stands_in_the_source(invented)
+    assert not shares_words(invented.message, source_of(MESSAGES[0].tests[0]))
+
+
+@pytest.mark.process
+def test_every_test_that_a_guide_names_is_collected_and_not_skipped() -> None:
+    named = sorted(
+        set(re.findall(r"\.\. test: (\S+)", "".join(p.read_text() for p in GUIDES.glob("*.rst"))))
+    )
+    assert named
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "--collect-only", *named]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    collected = set(re.findall(r"^(tests/\S+::\w+)", done.stdout, re.MULTILINE))
+    assert collected == set(named)
+    for each in named:
+        assert not re.search(r"^@?pytest\.mark\.(skip\b|xfail)", source_of(each), re.MULTILINE)
+
+
+@pytest.mark.process
+def test_guides_are_sound_restructuredtext(tmp_path: Path) -> None:
+    """Said once for all of them: docutils takes half a second to start."""
+    whole = tmp_path / "guides.rst"
+    texts = [read_guide(topic, cafsfs) for topic in TOPICS]
+    whole.write_text("\n".join(texts))
+    command = [sys.executable, "-m", "docutils", "--report=2", "--halt=5"]
+    done = subprocess.run(
+        [*command, str(whole), str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
