@@ -2,7 +2,7 @@
 
 The whole way of a read: ``fuse/operations.py`` → ``vfs/filesystem.py`` → ``OpenBlob.read`` here →
 ``CachedFile.read`` in ``cache/``; and while the blob is not there yet, ``_load`` here →
-``upstream.pull`` (retrying, fallback, unpacking, remote) → a partial file of the cache, from which
+``upstream.pull`` (routing, retrying, unpacking, remote) → a partial file of the cache, from which
 large blobs are read as they come (``cache/progress.py``).
 """
 
