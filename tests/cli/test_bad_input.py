@@ -79,7 +79,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("serve none", 1, "`$DIR/none` is not a directory", "mkdir -p"),
         ("get $URI $HASH", 1, "cannot connect to 127.0.0.1:1: Connection refused", "is a server"),
         ("put $URI none", 1, "cannot read `none`: No such file or directory", None),
-        ("get cafs://no-such-host.invalid/r $HASH", 1, "cannot resolve `no-such", "is a server"),
+        (
+            "get cafs://no-such-host.invalid/r $HASH",
+            1,
+            "cannot resolve `no-such",
+            "is the name right",
+        ),
         ("put file:///none/data FILE", 1, "there is no root `/none/data`", "mkdir -p /none/data"),
     ],
 )
