@@ -235,6 +235,10 @@ class MirrorStore(PackedStore):
         start = b""
         while len(start) < HEADER_LENGTH and (piece := await answer.read(pace)):
             start += piece
+        if length is not None and len(start) < min(length, HEADER_LENGTH):
+            # What a packed blob is could not be seen by it: its length would be told as content's.
+            self._condemn("it was asked for the first bytes, and brings fewer")
+            return None
         return _Seen(start[:HEADER_LENGTH], length)
 
     def _condemn(self, lie: str) -> None:

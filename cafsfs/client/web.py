@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
 
 import httpx
@@ -132,6 +133,8 @@ class WebServer:
             headers["Authorization"] = f"Basic {basic}"
         self._client = httpx.AsyncClient(
             headers=headers,
+            # None is kept: they would only add up, and one that is not ASCII fails all requests.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             verify=True if transport else ssl.create_default_context(),
             transport=transport,
             timeout=httpx.Timeout(None, connect=deadlines.connect),  # all others are ours
@@ -255,7 +258,8 @@ def _our_errors(name: str) -> Iterator[None]:
     except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
         # The latter for a body that ends too soon, too; httpx does not tell them apart.
         raise ConnectionBroken(f"connection to {name} broke: {_reason(error)}") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        # The last for what a server says and is said again: hosts of redirects, ETags.
         raise RemoteProtocolError(f"{name}: {_reason(error)}") from error
 
 

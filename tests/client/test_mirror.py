@@ -348,7 +348,7 @@ async def test_a_short_rest_is_waited_for(server: WebServerThread) -> None:
 
 
 @each_way
-@pytest.mark.parametrize("ranges", ["ignored", "shifted", "unlabelled"])
+@pytest.mark.parametrize("ranges", ["ignored", "shifted", "unlabelled", "cut"])
 async def test_ranges_are_not_needed(
     server: WebServerThread,
     way: Callable[[bytes], bytes],
@@ -459,10 +459,21 @@ async def test_redirects_end(server: WebServerThread) -> None:
 
 async def test_a_redirect_to_nowhere(server: WebServerThread) -> None:
     async with mirror_of(server.url) as mirror:
-        for where in ("ftp://host/x", "http://[::1", "gopher:x"):
+        nowhere = ("ftp://host/x", "http://[::1", "gopher:x", "http://..:1/", "http://xn--/")
+        for where in (*nowhere, f"http://{'a' * 64}/"):
             server.faults.redirect = where
             with pytest.raises((RemoteProtocolError, ConnectionBroken)):
                 await mirror.inspect(ABSENT)
+
+
+async def test_cookies_are_not_kept(server: WebServerThread) -> None:
+    """They are of no use here; and one like this cannot even be sent back."""
+    digest = stored(server, b"content")
+    server.faults.headers = {"Set-Cookie": "a=\xff"}
+    async with mirror_of(server.url) as mirror:
+        for _ in range(2):
+            assert await pull(unpacked(mirror), digest) == b"content"
+    assert not any("cookie" in headers for _, _, headers in server.log)
 
 
 async def test_a_proxy_of_the_environment_is_used(
@@ -598,6 +609,7 @@ async def test_it_goes_on_more_than_once(server: WebServerThread) -> None:
         (None, "Sat, 01 Jan 2000 00:00:00 GMT", "Sat, 01 Jan 2000 00:00:00 GMT"),
         ('W/"one"', "Sat, 01 Jan 2000 00:00:00 GMT", "Sat, 01 Jan 2000 00:00:00 GMT"),
         ('W/"one"', None, None),
+        ('"\xff"', None, None),
         (None, None, None),
         (None, "Fri, 01 Jan 2100 00:00:00 GMT", None),
         (None, "yesterday", None),
