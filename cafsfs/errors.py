@@ -11,6 +11,7 @@
     │   ├── Unreachable       no connection to the server
     │   │   └── ConnectTimedOut  none within its deadline; a TimedOut too
     │   ├── TimedOut          a deadline passed
+    │   │   └── Crowded          in a queue of our own: nobody was asked
     │   ├── ConnectionBroken  the connection ended in the middle of something
     │   └── TooFewReplicas    an upload is on some servers, and not on as many as it should be
     ├── CorruptBlob           bytes that are not the blob: wrong hash, bad packing, wrong length
@@ -86,6 +87,10 @@ class ConnectTimedOut(Unreachable, TimedOut):
     Unreachable, for nobody is there who answers anything; where an *answer* is late, a disk or a
     line may be slow, and that is only a TimedOut. A reader sees ETIMEDOUT of both.
     """
+
+
+class Crowded(TimedOut):
+    """A deadline passed in a queue of our own: it says nothing of who was to be asked."""
 
 
 class ConnectionBroken(Unavailable):

@@ -148,6 +148,7 @@ class CafsClient:
         traceback: TracebackType | None,
     ) -> None:
         if self._tasks is not None:
+            self._network.router.work_in(None)  # who goes on to use us must not start tasks there
             self._tasks.cancel_scope.cancel()
             # Not told of ``error``, which it would put into a group.
             await self._background.__aexit__(None, None, None)

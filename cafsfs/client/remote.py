@@ -22,10 +22,10 @@ from cafsfs.client.servers import Deadlines, Server
 from cafsfs.digest import Digest
 from cafsfs.errors import (
     ConnectionBroken,
+    Crowded,
     RangeError,
     RemoteProtocolError,
     ServerRefused,
-    TimedOut,
     UsageError,
 )
 from cafsfs.resolver import Resolver
@@ -183,7 +183,10 @@ class RemoteStore(PackedStore):
             with trio.fail_after(patience):
                 await self._probes.acquire()
         except trio.TooSlowError:
-            raise TimedOut(f"{self.name} was busy with other probes for {patience:.0f} s") from None
+            raise Crowded(
+                f"{self.name} was busy with other probes for {patience:.0f} s",
+                hint="each has it read a large blob from its disk; try again, with fewer at once",
+            ) from None
 
     async def _glimpse(self, digest: Digest) -> PackedStat | None:
         """What a sound server tells in one round trip; None if that is of no use."""

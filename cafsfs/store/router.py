@@ -7,6 +7,7 @@ who is down. ``routing.py`` does the asking.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from cafsfs.errors import (
     BlobNotFound,
     CafsError,
     CorruptBlob,
+    Crowded,
     RemoteProtocolError,
     Unavailable,
     Unreachable,
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 # Seconds; more than connecting (5) and the greeting have by default: their errors tell more.
 _GREETING = 11.0
 _REMEMBERED = 10_000  # blobs of which a place had wrong bytes
+_FRESH = 1.0  # seconds for which who has greeted is taken to live
 _LOOK_AROUND = 1.0  # seconds between two looks for times that are to be measured
 
 
@@ -78,6 +81,8 @@ class Place:
     left: int = 0
     answers: int = 0
     greeting: bool = False  # a task is at it
+    greeted_at: float = -math.inf  # see Router.lives
+    turn: trio.Lock = field(default_factory=trio.Lock)
 
     @property
     def down(self) -> bool:
@@ -153,16 +158,19 @@ class Router:
         self._look_around_at = 0.0
         self._wrong: OrderedDict[tuple[int, Digest], None] = OrderedDict()
 
-    def work_in(self, nursery: trio.Nursery) -> None:
-        """Greet and measure in the background from now on."""
+    def work_in(self, nursery: trio.Nursery | None) -> None:
+        """Greet and measure in the background from now on; None: no more."""
         self._nursery = nursery
 
     # --- whom to ask
 
-    def readers(self, digest: Digest | None = None) -> list[Place]:
-        """Whom to ask for a blob, in this order."""
+    def readers(self, digest: Digest | None = None) -> tuple[list[Place], Unavailable | None]:
+        """Whom to ask for a blob, in this order; and why somebody is not asked, if that is so.
+
+        Who is not asked now may be up when the others have answered, and has still not been asked.
+        """
         if len(self.places) == 1:
-            return self._admitted([0])
+            return self._admitted([0]), self.refusal()
         self._look_around()
         wrong = []
         if digest is not None and self._wrong:
@@ -174,7 +182,7 @@ class Router:
             digest=digest,
             wrong=wrong,
         )
-        return self._admitted(order)
+        return self._admitted(order), self.refusal()
 
     def writers(self, digest: Digest) -> list[Place]:
         """Where to put a blob, in this order."""
@@ -232,6 +240,8 @@ class Router:
         place.errors += 1
         if isinstance(error, CorruptBlob) and digest is not None:
             self._note_lie(place, digest)
+        elif isinstance(error, Crowded):
+            pass
         elif isinstance(error, Unreachable | AuthenticationFailed):
             # Who does not let us in is as good as not there, until a greeting succeeds.
             self._fail(place, Failure.UNREACHABLE, error)
@@ -314,6 +324,14 @@ class Router:
                     return
         finally:
             place.greeting = False
+
+    async def lives(self, place: Place) -> bool:
+        """Does it greet? Of all who ask that, within a second, one greets it."""
+        async with place.turn:
+            if trio.current_time() - place.greeted_at >= _FRESH:
+                await self.greet(place)
+                place.greeted_at = trio.current_time()
+        return not place.down
 
     async def greet(self, place: Place) -> bool:
         """Does it live? What it does sets its state."""

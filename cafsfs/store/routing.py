@@ -63,6 +63,7 @@ _IN_MEMORY = 1 << 20  # bytes of content that a blob of that packed length may h
 _KNOWN = 1000  # blobs that were just measured as small
 _STALLED = 5.0  # seconds without a byte of a body, after which a place is left
 _UNBEGUN = 5.0  # seconds without a first byte, after which a place is greeted, and again
+_IN_VAIN = 15.0  # seconds without a first byte, after which it tells if nobody waits any more
 _SPAN = 10.0  # seconds over which the rate of a pull is averaged
 _GLANCE = 1.0  # seconds between two looks at a pull
 _WORTH_TIMING = 1 << 20  # bytes: what is smaller tells about round trips, not about rates
@@ -113,7 +114,8 @@ class RoutingStore(ContentStore):
         missing = set(digests)
         await trio.lowlevel.checkpoint()
         failure: CafsError | None = None
-        for place in self._router.readers():
+        places, refusal = self._router.readers()
+        for place in places:
             if not missing:  # nobody is asked of nothing: that would be no answer
                 return missing, None
             place.requests += 1
@@ -123,13 +125,17 @@ class RoutingStore(ContentStore):
             except CafsError as error:
                 self._router.failed(place, error, None)
                 failure = _graver(failure, error)
-        return missing, (failure or self._router.refusal()) if missing else None
+        return missing, (failure or refusal) if missing else None
 
     async def stat(self, digest: Digest) -> BlobStat:
-        places = self._router.readers(digest)
+        places, refusal = self._router.readers(digest)
         if len(places) < 2:
-            return await self._first(digest, places, lambda place, _: self._stat(place, digest))
-        place, length = await self._hedged(digest, places, lambda each: self._measure(each, digest))
+            return await self._first(
+                digest, places, lambda place, _: self._stat(place, digest), refusal
+            )
+        place, length = await self._hedged(
+            digest, places, lambda each: self._measure(each, digest), refusal
+        )
         if length is not None and length <= SMALL:
             self._small[digest] = None
             if len(self._small) > _KNOWN:
@@ -138,15 +144,15 @@ class RoutingStore(ContentStore):
         # Not hedged: to look at the header of a large blob makes a server read all of it.
         places.remove(place)
         return await self._first(
-            digest, [place, *places], lambda place, _: self._stores[place].stat(digest)
+            digest, [place, *places], lambda place, _: self._stores[place].stat(digest), refusal
         )
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
-        places = self._router.readers(digest)
+        places, refusal = self._router.readers(digest)
         if len(places) > 1 and digest in self._small:
             del self._small[digest]
             with suppress(_TooLarge):
-                return await self._pull_small(digest, places, sink)
+                return await self._pull_small(digest, places, sink, refusal)
         metered = _MeteredSink(sink)
         left: list[Place] = []
 
@@ -160,13 +166,15 @@ class RoutingStore(ContentStore):
                 raise
 
         try:
-            return await self._first(digest, places, pull)
-        except CafsError:
+            return await self._first(digest, places, pull, refusal)
+        except CafsError as error:
             if not left:
                 raise
+            # If they say now that they have it not, that is still why it is not known absent.
+            failure = None if isinstance(error, BlobNotFound) else error
         # They were slow, and said nothing wrong: now that nobody else has it they may be.
         return await self._first(
-            digest, left, lambda place, _: self._timed_pull(place, digest, sink)
+            digest, left, lambda place, _: self._timed_pull(place, digest, sink), failure
         )
 
     async def _timed_pull(self, place: Place, digest: Digest, sink: ContentSink) -> BlobStat:
@@ -253,8 +261,12 @@ class RoutingStore(ContentStore):
         digest: Digest,
         places: Sequence[Place],
         operation: Callable[[Place, Sequence[Place]], Awaitable[T]],
+        refusal: CafsError | None,
     ) -> T:
-        """What the first place has that has it. ``operation`` is told who comes after it."""
+        """What the first place has that has it. ``operation`` is told who comes after it.
+
+        With ``refusal`` it is not absent if all of ``places`` say so: somebody is not asked.
+        """
         absent: BlobNotFound | None = None
         failure: CafsError | None = None
         for number, place in enumerate(places, 1):
@@ -274,7 +286,7 @@ class RoutingStore(ContentStore):
             else:
                 self._router.answered(place)
                 return found
-        raise await self._verdict(failure or self._router.refusal() or absent)
+        raise await self._verdict(failure or refusal or absent)
 
     async def _first_for_each(
         self,
@@ -287,8 +299,8 @@ class RoutingStore(ContentStore):
         if not wanted:
             await trio.lowlevel.checkpoint()
             return failures
-        waiting = {each: deque(self._router.readers(digest_of(each))) for each in wanted}
         refusal = self._router.refusal()
+        waiting = {each: deque(self._router.readers(digest_of(each))[0]) for each in wanted}
         while waiting:
             shares: dict[Place, list[K]] = {}
             for each, places in list(waiting.items()):
@@ -367,7 +379,11 @@ class RoutingStore(ContentStore):
         return length
 
     async def _pull_small(
-        self, digest: Digest, places: Sequence[Place], sink: ContentSink
+        self,
+        digest: Digest,
+        places: Sequence[Place],
+        sink: ContentSink,
+        refusal: CafsError | None,
     ) -> BlobStat:
         """By way of memory: two places must not write to one sink."""
 
@@ -378,7 +394,7 @@ class RoutingStore(ContentStore):
             self._router.hedging.note(trio.current_time() - began)
             return stat, content
 
-        _, (stat, content) = await self._hedged(digest, places, pull)
+        _, (stat, content) = await self._hedged(digest, places, pull, refusal)
         await trio.to_thread.run_sync(content.write_to, sink, limiter=self._writing)
         return stat
 
@@ -387,8 +403,12 @@ class RoutingStore(ContentStore):
         digest: Digest,
         places: Sequence[Place],
         ask: Callable[[Place], Awaitable[T]],
+        refusal: CafsError | None,
     ) -> tuple[Place, T]:
-        """The answer of whoever answers first, of two if the first is late."""
+        """The answer of whoever answers first, of two if the first is late.
+
+        ``refusal``: see ``_first``.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 race = _Race(self._router, digest, places, ask, nursery)
@@ -397,7 +417,7 @@ class RoutingStore(ContentStore):
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         if answer is None:
-            raise await self._verdict(race.failure or self._router.refusal() or race.absent)
+            raise await self._verdict(race.failure or refusal or race.absent)
         return answer
 
     # --- leaving who is slow
@@ -419,13 +439,21 @@ class RoutingStore(ContentStore):
             scope.cancel()
 
         sink.begin()
+        began = trio.current_time()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch, nursery.cancel_scope)
                 found.append(await self._timed_pull(place, digest, sink))
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise first_error(group) from None
+            error = first_error(group)
+            waited = trio.current_time() - began
+            if isinstance(error, trio.Cancelled) and not sink.count and waited >= _IN_VAIN:
+                # Else it would be the first to be asked again, by a reader who tries again.
+                name = place.site.name
+                reason = f"{name} had sent nothing of {digest} within {waited:.0f} s"
+                self._router.leave(place, reason)
+            raise error from None
         if found:
             return found[0]
         self._router.leave(place, reason)
@@ -445,7 +473,7 @@ class RoutingStore(ContentStore):
                 reason = f"{name} sends nothing of {digest}, and is down"
             elif not progress.count:
                 if progress.still >= _UNBEGUN:
-                    if not await self._router.greet(place):
+                    if not await self._router.lives(place):
                         reason = f"{name} has sent nothing of {digest}, and does not greet"
                     progress = _Progress(trio.current_time())
             elif progress.still >= _STALLED:

@@ -150,6 +150,19 @@ async def test_connections_are_reused(tmp_path: Path) -> None:
         assert server.connections == 1
 
 
+async def test_who_goes_on_after_the_with_meets_errors_of_ours(
+    expect_log: Callable[[str], None],
+) -> None:
+    """And no nursery that is closed."""
+    expect_log("WARNING cafsfs.store.router: .* is down")
+    async with bad_server() as server:
+        address = server.address
+    async with client_of(address, "127.0.0.1:9") as client:
+        pass
+    with pytest.raises(Unreachable):
+        await client.check(ABSENT)
+
+
 async def test_many_at_once_share_the_connections() -> None:
     async with bad_server() as server:
         servers = [server.address, server.address]  # named twice, it is still one

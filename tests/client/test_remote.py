@@ -18,6 +18,7 @@ from cafsfs.errors import (
     BlobNotFound,
     ConnectionBroken,
     CorruptBlob,
+    Crowded,
     RangeError,
     ServerRefused,
     TimedOut,
@@ -156,6 +157,24 @@ async def test_two_probes_at_once_are_enough() -> None:
         await wait_all_tasks_blocked(0.01)
         server.mend()
         assert (await remote.inspect(digest_of(LARGE))).length == len(LARGE) + 16
+
+
+async def test_a_probe_that_gets_no_turn_says_nothing_of_the_server(
+    autojump_clock: MockClock,
+) -> None:
+    autojump_clock.autojump_threshold = 0.05  # the sockets are real
+    async with bad_server() as server, remote_of(server) as remote:
+        await judged(remote, server)
+        server.put(LARGE)
+        lesser = server.put(LARGE[: SMALL + 1])
+        server.fault(Phase.PULL, STALL)
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(remote.inspect, digest_of(LARGE))
+            await wait_all_tasks_blocked(0.02)
+            with pytest.raises(Crowded, match="busy with other probes for 30 s"):
+                await remote.inspect(Digest.parse(lesser))
+            nursery.cancel_scope.cancel()
 
 
 async def test_questions_do_not_queue_behind_bodies(nursery: trio.Nursery) -> None:

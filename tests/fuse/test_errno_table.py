@@ -23,6 +23,7 @@ WANTED = {
     errors.Unavailable: errno.EIO,
     errors.Unreachable: errno.EIO,
     errors.TimedOut: errno.ETIMEDOUT,
+    errors.Crowded: errno.ETIMEDOUT,
     errors.ConnectTimedOut: errno.ETIMEDOUT,
     errors.ConnectionBroken: errno.EIO,
     errors.AuthenticationFailed: errno.EIO,

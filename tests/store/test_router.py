@@ -17,6 +17,7 @@ from cafsfs.errors import (
     CafsError,
     ConnectionBroken,
     CorruptBlob,
+    Crowded,
     RemoteProtocolError,
     ServerRefused,
     TimedOut,
@@ -256,7 +257,7 @@ async def test_a_probe_has_its_own_deadline(
     assert line.cancelled == 2
 
 
-@pytest.mark.parametrize("error", [BlobNotFound, ServerRefused, CorruptBlob])
+@pytest.mark.parametrize("error", [BlobNotFound, ServerRefused, CorruptBlob, Crowded])
 @pytest.mark.parametrize("verb", VERBS)
 async def test_other_errors_are_no_outage(
     verb: str, error: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock

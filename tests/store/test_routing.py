@@ -14,10 +14,12 @@ from cafsfs.digest import Digest
 from cafsfs.errors import (
     BlobNotFound,
     CafsError,
+    ConnectionBroken,
     CorruptBlob,
     ServerRefused,
     StoreError,
     TooFewReplicas,
+    Unavailable,
     Unreachable,
     UsageError,
 )
@@ -60,6 +62,10 @@ VERBS: dict[str, Callable[[ContentStore, Digest], Awaitable[object]]] = {
 }
 
 
+async def find_missing(store: ContentStore, digest: Digest) -> set[Digest]:
+    return await store.find_missing([digest])
+
+
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
 async def test_absent_only_if_all_say_so(
@@ -100,6 +106,22 @@ async def test_find_missing_needs_an_answer_of_all(
     if "ok" in order:
         store = routed(*(make(outcome) for outcome in order))
         assert await store.find_missing([DIGEST]) == set()
+
+
+@pytest.mark.parametrize("verb", ["stat", "pull", "find_missing"])
+async def test_who_was_not_asked_may_be_back_and_has_still_not_been_asked(
+    verb: str,
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    expect_log: Callable[[str], None],
+) -> None:
+    expect_log(DOWN)
+    store = routed(ScriptedStore(CONTENT), Slow(3, b"else"), nursery=nursery, fail_fast=True)
+    holder = store.router.places[0]
+    store.router.failed(holder, Unreachable("nobody is there"), None)
+    with pytest.raises(Unavailable, match="0 has been down for 0 s: nobody is there"):
+        await {**VERBS, "find_missing": find_missing}[verb](store, DIGEST)
+    assert not holder.down
 
 
 async def test_find_missing_asks_only_for_what_is_still_missing() -> None:
@@ -407,11 +429,14 @@ class Tap(ScriptedStore):
         self.dry_after = dry_after
         self.greets = True
         self.wrong = False
+        self.breaks_off = False
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         self.calls.append("pull")
         if self.wrong:
             raise CorruptBlob("wrong bytes")
+        if self.breaks_off:
+            raise ConnectionBroken("it broke")
         content = self._get(digest)
         if self.dry_after != 0:
             sink.restart()
@@ -425,6 +450,7 @@ class Tap(ScriptedStore):
         return BlobStat(size=len(content), packed_size=len(content) + 16, source="tap")
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        self.calls.append("find_missing")
         await trio.lowlevel.checkpoint()
         if not self.greets:
             raise Unreachable("nobody is there")
@@ -512,6 +538,55 @@ async def test_before_its_first_byte_a_server_is_left_only_if_it_does_not_greet(
     with pytest.raises(trio.TooSlowError), trio.fail_after(60):
         await pull(store, hash_bytes(BLOB))
     assert other.calls == []
+
+
+async def test_one_greeting_tells_all_pulls_that_a_server_lives(
+    autojump_clock: MockClock,
+) -> None:
+    """A thousand that wait for a connection of the pool are no reason for a thousand others."""
+    reading, other = Tap(0.001, dry_after=0), Tap(0.001)
+    store = routed(reading, other)
+    with trio.move_on_after(30.5):
+        async with trio.open_nursery() as pulls:
+            for _ in range(100):
+                pulls.start_soon(pull, store, hash_bytes(BLOB))
+    assert reading.cancelled == 100
+    assert reading.calls.count("find_missing") == 6
+
+
+@pytest.mark.parametrize("patience", [14, 30])
+async def test_who_gives_up_in_vain_is_sent_to_another_the_next_time(
+    patience: float, autojump_clock: MockClock
+) -> None:
+    """It greets, and tells the size, and that is all that it does."""
+    mute, other = Tap(0.001, dry_after=0), Tap(0.001)
+    store = routed(mute, other)
+    with trio.move_on_after(patience):
+        await pull(store, hash_bytes(BLOB))
+    state = store.router.states()[0]
+    if patience < 15:  # it may be reading the blob from its disk
+        assert (state.state, state.left) == ("up", 0)
+        return
+    assert (state.state, state.left) == ("suspect", 1)
+    assert state.reason == f"0 had sent nothing of {hash_bytes(BLOB)} within 30 s"
+    assert await pull(store, hash_bytes(BLOB)) == BLOB
+    assert other.calls == ["pull"]
+
+
+async def test_a_blob_is_not_absent_because_who_was_left_has_it_no_more(
+    autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    class Forgetful(Tap):
+        async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+            if "pull" in self.calls:
+                raise BlobNotFound(digest)
+            return await super().pull(digest, sink)
+
+    expect_log(LEAVING)
+    slow, broken = Forgetful(0.01, dry_after=30), Tap(0.001)
+    broken.breaks_off = True
+    with pytest.raises(ConnectionBroken):
+        await pull(routed(slow, broken), hash_bytes(BLOB))
 
 
 def test_our_own_slow_disk_is_not_the_servers_fault() -> None:
