@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import signal
 import time
@@ -23,7 +24,7 @@ import trio
 
 from cafsfs.client.credentials import Credentials
 from cafsfs.client.network import WORKERS, Network, NetworkOptions
-from cafsfs.client.servers import Deadlines
+from cafsfs.client.servers import Deadlines, Server
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, StoreUri
 from cafsfs.control import ask_all, serve_control
 from cafsfs.digest import Digest
@@ -61,6 +62,7 @@ _MOUNTS_PATIENCE = 1.0  # seconds that mounts have to write their index before w
 _RESERVE = 252  # connections to a server beyond the usual, for readers of large blobs who wait
 _OWN = "authenticated"  # below the cache directory; holds caches, see own_cache
 _OWN_LENGTH = 32  # hexadecimal digits
+_PAGE_LIVES = 1.0  # second that a page of metrics is shown: to make one takes 5 ms
 _SHARE = 0.4  # of a reader's patience that one of several servers may use up
 
 
@@ -257,7 +259,8 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
             memory=budget.state,
         )
         status = Status(_about(plan), metrics, store, complaints, parts)
-        filesystem = FileSystem(store, _vfs_options(plan), status.files, metrics)
+        files = {**status.files, "metrics": _metrics_page(status)}
+        filesystem = FileSystem(store, _vfs_options(plan), files, metrics)
         cache.on_change = filesystem.blocks_changed
         store.on_size_changed = filesystem.size_is_wrong
         store.on_unverified = filesystem.content_is_unverified
@@ -265,6 +268,7 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
         parts.kernel = lambda: session.kernel_settings
         parts.filesystem, parts.openers = filesystem.state, filesystem.openers
         await _start_control(nursery, plan, cache, status)
+        await _publish_metrics(nursery, plan, status)
         await nursery.start(_stop_on_signal, session.stop)
         await session.run(ready)
         nursery.cancel_scope.cancel()
@@ -426,6 +430,40 @@ def _about(plan: MountPlan) -> About:
         mountpoint=plan.point,
         cache_directory=str(plan.cache.cache_dir),
     )
+
+
+def _metrics_page(status: Status) -> Callable[[], bytes]:
+    """A stat and a read of it are answered with the same page, at most a second old."""
+    page, until = b"", -math.inf
+
+    def render() -> bytes:
+        from cafsfs.report.exposition import MetricsPage  # noqa: PLC0415  # 45 ms, the first time
+
+        nonlocal page, until
+        if trio.current_time() > until:
+            page, until = MetricsPage(status).openmetrics(), trio.current_time() + _PAGE_LIVES
+        return page
+
+    return render
+
+
+async def _publish_metrics(nursery: trio.Nursery, plan: MountPlan, status: Status) -> None:
+    listen, textfile = plan.mount.metrics_listen, plan.mount.metrics_textfile
+    if listen is None and textfile is None:
+        return
+    from cafsfs.report import exposition  # noqa: PLC0415  # 45 ms; only who asks has them
+
+    page = exposition.MetricsPage(status)
+    if textfile is not None:
+        nursery.start_soon(exposition.write_textfile, page, textfile)
+    if listen is None:
+        return
+    try:
+        host, port = await nursery.start(exposition.serve_metrics, page, listen.host, listen.port)
+    except OSError as error:  # a mount without them is a mount all the same
+        log.warning("nobody can get metrics at %s: %s", listen, error.strerror)
+    else:
+        log.info("metrics are at http://%s/metrics", Server(host, port))
 
 
 def _vfs_options(plan: MountPlan) -> VfsOptions:

@@ -186,6 +186,14 @@ def parse_path(text: str) -> Path:
         raise ValueError("a path, and there is no such home directory") from None
 
 
+def parse_textfile(text: str) -> Path:
+    """A path that node_exporter's textfile collector reads."""
+    path = parse_path(text)
+    if path.suffix != ".prom":
+        raise ValueError("a path that ends in .prom, for node_exporter reads no other")
+    return path
+
+
 def parse_listen(text: str) -> Server:
     """HOST:PORT to listen on; port 0 means any that is free."""
     host, colon, port = text.rpartition(":")
@@ -336,6 +344,12 @@ class MountOptions:
     )
     finish_pulls: bool = option(
         parse_bool, "finish a pull when its last reader has left", default=lambda: False
+    )
+    metrics_listen: Server | None = option(
+        parse_listen, "HOST:PORT where Prometheus may get metrics", default=lambda: None
+    )
+    metrics_textfile: Path | None = option(
+        parse_textfile, "file of metrics for node_exporter, ending in .prom", default=lambda: None
     )
 
 

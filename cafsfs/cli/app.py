@@ -14,6 +14,7 @@ import sys
 import click
 
 from cafsfs.cli.cache import cache
+from cafsfs.cli.dashboard import dashboard
 from cafsfs.cli.demo import demo
 from cafsfs.cli.help import help_
 from cafsfs.cli.inquire import check, stat
@@ -70,6 +71,7 @@ for command in (
         prefetch,
         cache,
         serve,
+        dashboard,
         config,
         help_,
         demo,

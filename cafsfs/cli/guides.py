@@ -2,7 +2,8 @@
 
 A guide is reStructuredText, ``cafsfs/guide/TOPIC.rst``, that reads well as it is. A comment
 ``.. options: StoreOptions`` stands where the options of a group go, from ``config.py`` and the
-commands that take them. Other comments are for tests (``.. test: ID`` names what proves a
+commands that take them, and ``.. metrics: all`` where those of ``report/families.py`` go. Other
+comments are for tests (``.. test: ID`` names what proves a
 sentence), and no reader sees them. Man pages are made of the same text (``manual.py``).
 """
 
@@ -21,10 +22,18 @@ from cafsfs import config
 from cafsfs.cli.options import METAVARS
 from cafsfs.config import FOR_UPLOADS, IN_MOUNT_OPTIONS, IN_URI, flag, option_names, plain
 from cafsfs.errors import UsageError
+from cafsfs.report.families import (
+    FAMILIES,
+    INFO,
+    INFO_HELP,
+    REQUEST_SECONDS,
+    REQUEST_SECONDS_HELP,
+    Kind,
+)
 
 # In the order in which somebody new would read them.
 TOPICS = (
-    *("quickstart", "configuration", "operating", "troubleshooting"),
+    *("quickstart", "configuration", "operating", "troubleshooting", "metrics"),
     *("security", "library", "protocol"),
 )
 WIDTH = 79
@@ -76,6 +85,30 @@ def describe_options(group: type, root: click.Group) -> str:
     )
 
 
+def describe_metrics() -> str:
+    """A definition list of all metrics: as they are exposed, their kind, labels and help."""
+    listed = [
+        (each.name + ("_total" if each.kind is Kind.COUNTER else ""), each.kind.value, each.labels)
+        for each in FAMILIES
+    ]
+    helps = [each.help for each in FAMILIES]
+    listed.append((REQUEST_SECONDS, "histogram", ("operation", "result")))
+    listed.append((f"{INFO}_info", "info", ("uri", "version")))
+    return "\n".join(
+        f"``{name}``\n"
+        + textwrap.fill(
+            f"{kind}{' by ' + ', '.join(labels) if labels else ''}. {text}.",
+            WIDTH,
+            initial_indent="    ",
+            subsequent_indent="    ",
+        )
+        + "\n"
+        for (name, kind, labels), text in zip(
+            listed, [*helps, REQUEST_SECONDS_HELP, INFO_HELP], strict=True
+        )
+    )
+
+
 def commands_with(name: str, group: type, root: click.Group) -> list[str]:
     """The commands that have the option as a flag; ``config show`` has all of them, and is not."""
     text = option_names(group)[name].metadata["help"]
@@ -101,6 +134,8 @@ def walk(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Comma
 
 
 def _fill_in(found: re.Match[str], root: click.Group) -> str:
+    if found[2] == "metrics":
+        return describe_metrics()
     if found[2] != "options":
         return ""
     listed = describe_options(getattr(config, found[3]), root)

@@ -39,6 +39,7 @@ METAVARS = {
     "parse_text": "TEXT",
     "parse_path": "PATH",
     "parse_listen": "HOST:PORT",
+    "parse_textfile": "PATH",
 }
 
 

@@ -61,7 +61,7 @@ class Status:
         self.store = store
         self.complaints = complaints
         self.parts = parts
-        self._began, self._born = time.monotonic(), time.time()
+        self._began, self.born = time.monotonic(), time.time()
         self.files: dict[str, Callable[[], bytes]] = {
             "stats.json": lambda: _render(self.stats()),
             "inflight": lambda: _render(self.inflight()),
@@ -81,7 +81,7 @@ class Status:
             "uri": self.about.uri,
             "mountpoint": self.about.mountpoint,
             "pid": os.getpid(),
-            "started": _moment(self._born),
+            "started": _moment(self.born),
             "uptime_seconds": round(self.uptime, 3),
             "hit_rate": _rounded(self.metrics.hit_rate),
             "bytes": self._bytes(),

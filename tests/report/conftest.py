@@ -76,7 +76,7 @@ def bench(
     store = ReadCachingStore(cache, upstream, nursery, metrics=metrics)
     parts = Parts(
         servers=lambda: [SERVER],
-        memory=lambda: {"held": 5},
+        memory=lambda: {"budget_bytes": 9, "held_bytes": 5, "pulls": 1, "waiting": 0},
         kernel=lambda: {
             "minor": 40,
             "parallel_lookups": True,
