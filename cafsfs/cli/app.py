@@ -16,6 +16,7 @@ import click
 from cafsfs.cli.cache import cache
 from cafsfs.cli.dashboard import dashboard
 from cafsfs.cli.demo import demo
+from cafsfs.cli.doctor import doctor
 from cafsfs.cli.help import help_
 from cafsfs.cli.inquire import check, stat
 from cafsfs.cli.mount import mount
@@ -73,6 +74,7 @@ for command in (
         serve,
         dashboard,
         config,
+        doctor,
         help_,
         demo,
     ),

@@ -103,6 +103,7 @@ class ServerConnection:
         self._closed = False
         self._waits_for = _GREETING
         self.uses = 0  # commands so far; 0 on a fresh connection
+        self.version = 1  # of the protocol that is spoken
         self.round_trips = 3  # that it took to be ready: connecting, the greeting, the verdict
         # When an answer or a body last moved, on Trio's clock; in the future where the server has
         # reason to be silent until then. The greeting moves nothing: a frozen server may greet.
@@ -186,6 +187,7 @@ class ServerConnection:
                 hear=hear,
             )
             await authenticate(line, credentials.secret, root)
+            self.version = 2
         elif credentials.required:
             raise AuthenticationFailed(
                 f"{self._server} offers no authentication",

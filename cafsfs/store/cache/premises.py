@@ -15,7 +15,7 @@ from cafsfs.errors import StoreError
 from cafsfs.store.cache import partials
 from cafsfs.store.cache.durability import since_boot
 
-_MEMORY = frozenset({"tmpfs", "ramfs"})
+MEMORY = frozenset({"tmpfs", "ramfs"})
 _TRIES = 5  # to enter, between looks of others that take microseconds
 _LOOSE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -48,8 +48,8 @@ class Premises:
             self._prepare(each)
         found = directory.stat()
         self.identity = found.st_dev, found.st_ino  # by whatever path it is called
-        self.fstype = _fstype(found.st_dev)
-        self.in_memory = self.fstype in _MEMORY
+        self.fstype = find_fstype(found.st_dev)
+        self.in_memory = self.fstype in MEMORY
         self._session: tuple[int, Path] | None = None
         self._foreground = self._open_foreground()
         # Opened before anything is written, and kept: see ``syncfs``.
@@ -216,7 +216,7 @@ def _lock(path: Path, flags: int = 0) -> int | None:
     return descriptor
 
 
-def _fstype(device: int) -> str:
+def find_fstype(device: int) -> str:
     """The type of a filesystem. By mountinfo: Python has no statfs that tells types."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():

@@ -748,7 +748,7 @@ async def test_where_the_index_cannot_be_it_is_kept_in_memory(
     tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
 ) -> None:
     if why == "a remote filesystem":
-        monkeypatch.setattr(premises_module, "_fstype", lambda _: "nfs4")
+        monkeypatch.setattr(premises_module, "find_fstype", lambda _: "nfs4")
         expect_log("WARNING cafsfs.store.cache.upkeep: the cache .* is on nfs4, where its index")
     else:
         (tmp_path / "index.sqlite").mkdir()
