@@ -108,7 +108,11 @@ class Network:
             for each in self._contents(compression)
         ]
         return RoutingStore(
-            self.router, stores, replicas=replicas, slow_rate=self._options.slow_rate
+            self.router,
+            stores,
+            replicas=replicas,
+            slow_rate=self._options.slow_rate,
+            crowded=self._crowded,
         )
 
     def first(self, *, compression: Compression = Compression.NONE) -> ContentStore:
@@ -130,6 +134,9 @@ class Network:
             for mirror in self._mirrors:
                 await mirror.aclose()
         await trio.lowlevel.checkpoint()
+
+    def _crowded(self) -> bool:
+        return self._limiter.statistics().tasks_waiting > 0 or self._budget.waiting
 
     def _mirror(self, template: MirrorTemplate) -> MirrorStore:
         from cafsfs.client.mirror import MirrorStore  # noqa: PLC0415  # 50 ms; few have a mirror

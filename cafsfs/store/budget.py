@@ -71,6 +71,11 @@ class MemoryBudget:
         fair = max(1, (self.total - kept) // (2 * max(1, len(self._shares))))
         return min(LARGEST_PIECE, max(LEAST_PIECE, 1 << (fair.bit_length() - 1)))
 
+    @property
+    def waiting(self) -> bool:
+        """Does anybody wait for memory?"""
+        return bool(self._waiting)
+
     # --- for shares
 
     def _enter(self, share: Share) -> None:

@@ -41,6 +41,9 @@ from cafsfs.store.health import (
 
 log = logging.getLogger(__name__)
 
+# Errors that are no answers: nobody is there, lets us in, or says what makes sense.
+NO_ANSWER = (Unavailable, AuthenticationFailed, RemoteProtocolError)
+
 # Seconds; more than connecting (5) and the greeting have by default: their errors tell more.
 _GREETING = 11.0
 _REMEMBERED = 10_000  # blobs of which a place had wrong bytes
@@ -245,7 +248,7 @@ class Router:
         elif isinstance(error, Unreachable | AuthenticationFailed):
             # Who does not let us in is as good as not there, until a greeting succeeds.
             self._fail(place, Failure.UNREACHABLE, error)
-        elif isinstance(error, Unavailable | RemoteProtocolError):
+        elif isinstance(error, NO_ANSWER):
             self._fail(place, Failure.UNANSWERED, error)
         else:
             self.answered(place)
@@ -341,7 +344,7 @@ class Router:
         with trio.move_on_after(_GREETING):
             try:
                 seconds, lives = await place.source.greet(), True
-            except (Unavailable, RemoteProtocolError, AuthenticationFailed) as error:
+            except NO_ANSWER as error:
                 reason = str(error)
             except CafsError:  # an answer all the same
                 lives = True

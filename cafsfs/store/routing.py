@@ -8,7 +8,8 @@ instead, for it might have had the blob.
 What is late is not waited for where somebody else may be faster:
 
 - SIZE, and the pull of a small blob, are asked once more of the next place if they take longer than
-  19 of 20 did, for one request of 20 at most (hedging: Dean, Barroso, The Tail at Scale, 2013).
+  19 of 20 did, for one request of 20 at most (hedging: Dean, Barroso, The Tail at Scale, 2013);
+  of the others if that is five seconds.
 - A pull leaves a place that has sent nothing for some seconds, or too little, if another says that
   it has the blob. The answer to PULL may take long, for a server reads the blob first (protocol
   page, 3.4): until its first byte a place is left only if it does not greet us any more. The sink
@@ -46,7 +47,7 @@ from cafsfs.store.contracts import (
     Wanted,
 )
 from cafsfs.store.pump import first_error
-from cafsfs.store.router import Place, Router
+from cafsfs.store.router import NO_ANSWER, Place, Router
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class RoutingStore(ContentStore):
 
     A pull leaves a place that brings less than ``slow_rate`` bytes a second, over ten seconds, for
     another that has the blob; 0: it never does. ``put`` stores a blob in ``replicas`` places.
+    ``crowded`` tells whether pulls wait for threads or memory of ours: that is no server's fault.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class RoutingStore(ContentStore):
         *,
         replicas: int = 1,
         slow_rate: float = 0,
+        crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         if replicas > router.writable:
             raise UsageError(
@@ -94,6 +97,7 @@ class RoutingStore(ContentStore):
         self._stores = dict(zip(router.places, stores, strict=True))
         self._replicas = replicas
         self._slow_rate = slow_rate
+        self._crowded = crowded
         self._small: OrderedDict[Digest, None] = OrderedDict()
         self._writing = trio.CapacityLimiter(1)
 
@@ -345,10 +349,10 @@ class RoutingStore(ContentStore):
                     reasons[str(error)] = None
                 if isinstance(error, CorruptBlob):
                     self._router.failed(place, error, digest_of(each))
-        if any(not isinstance(found.get(each), Unavailable) for each in share):
+        if any(not isinstance(found.get(each), NO_ANSWER) for each in share):
             self._router.answered(place)
         # One failure of a batch says as much of the place as all of them.
-        failed = [each for each in found.values() if isinstance(each, Unavailable)]
+        failed = [each for each in found.values() if isinstance(each, NO_ANSWER)]
         if failed:
             self._router.failed(place, failed[0], None)
         for reason in reasons:
@@ -468,7 +472,8 @@ class RoutingStore(ContentStore):
         while True:
             await trio.sleep(_GLANCE)
             reason: str | None = None
-            progress.look(trio.current_time(), sink)
+            held_up = sink.busy or self._crowded()
+            progress.look(trio.current_time(), sink.count, held_up=held_up)
             if place.down and progress.still >= _GLANCE:
                 reason = f"{name} sends nothing of {digest}, and is down"
             elif not progress.count:
@@ -519,6 +524,7 @@ class _Race(Generic[T]):
     async def run(self) -> tuple[Place, T] | None:
         """The first answer; None if there is none: see ``failure`` and ``absent``."""
         late = self._router.hedging.begin()
+        stalled = False  # for as long as a large blob does before it is left
         while self._waiting or self._running:
             if not self._running:
                 self._start()
@@ -531,9 +537,11 @@ class _Race(Generic[T]):
                     return place, outcome
                 self._note(place, outcome)
                 continue
-            late = math.inf
-            if self._router.hedging.spend():
+            if stalled or self._router.hedging.spend():
                 self._start()
+                late = math.inf
+            else:
+                late, stalled = max(0.0, _STALLED - late), True
         return None
 
     def _start(self) -> None:
@@ -589,28 +597,34 @@ class _MeteredSink:
 
 
 class _Progress:
-    """How a pull gets on, as far as it depends on the server: glances at a sink, seconds apart."""
+    """How a pull gets on, as far as it depends on the server: glances, seconds apart."""
 
     def __init__(self, now: float) -> None:
-        self._marks = deque([(now, 0)])  # the glances of the last while
-        self._moved_at = now
+        self._looked_at = now
+        self._waited = 0.0  # seconds for the server
+        self._marks = deque([(0.0, 0)])  # these and the count, at the glances of the last while
+        self._moved_at = 0.0
         self.count = 0
         self.still = 0.0
         self.rate = math.inf
 
-    def look(self, now: float, sink: _MeteredSink) -> None:
-        """Have ``count``, ``still`` (seconds) and ``rate`` (bytes a second) of ``sink``."""
-        if sink.busy:  # it is our disk that is slow
-            self._marks.clear()
-        if sink.busy or sink.count != self.count:
-            self._moved_at = now
-        self.count = sink.count
-        self.still = now - self._moved_at
-        self._marks.append((now, self.count))
-        while len(self._marks) > 1 and self._marks[1][0] <= now - _SPAN:
+    def look(self, now: float, count: int, *, held_up: bool) -> None:
+        """Have ``count`` (bytes so far), ``still`` (seconds) and ``rate`` (bytes a second).
+
+        The time up to now is not the server's where it was ``held_up`` by us: by a slow disk, or
+        because other pulls have all threads or memory.
+        """
+        self._waited += 0.0 if held_up else now - self._looked_at
+        self._looked_at = now
+        if count != self.count:
+            self._moved_at = self._waited
+        self.count = count
+        self.still = self._waited - self._moved_at
+        self._marks.append((self._waited, count))
+        while len(self._marks) > 1 and self._marks[1][0] <= self._waited - _SPAN:
             self._marks.popleft()
         since, before = self._marks[0]
-        span = now - since
+        span = self._waited - since
         self.rate = (self.count - before) / span if span >= _SPAN else math.inf
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -41,9 +41,10 @@ def routed(
     zone: str | None = None,
     replicas: int = 1,
     slow_rate: float = 0,
+    crowded: Callable[[], bool] = lambda: False,
 ) -> RoutingStore:
     """A RoutingStore of ``stores``, which are called 0, 1, 2 …"""
     named = sites or [Site(name=str(number)) for number in range(len(stores))]
     places = [Place(site, StoreSource(store)) for site, store in zip(named, stores, strict=True)]
     router = Router(places, zone=zone, nursery=nursery, fail_fast=fail_fast)
-    return RoutingStore(router, stores, replicas=replicas, slow_rate=slow_rate)
+    return RoutingStore(router, stores, replicas=replicas, slow_rate=slow_rate, crowded=crowded)

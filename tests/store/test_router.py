@@ -177,18 +177,19 @@ async def test_probes_come_less_and_less_often_until_one_is_answered(
     ]
 
 
+@pytest.mark.parametrize("verb", VERBS)
 async def test_who_does_not_let_us_in_is_greeted_until_he_does(
-    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+    verb: str, nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
     """Not asked at each lookup: one that dislikes our clock takes two seconds to show it."""
     expect_log(WARNING)
     line = Line(down=AuthenticationFailed)
     store = routed(line, nursery=nursery, fail_fast=True)
     with pytest.raises(AuthenticationFailed):
-        await store.stat(DIGEST)
+        await VERBS[verb](store)
     with pytest.raises(Unavailable, match="no server could be reached for 0 s: nobody is there"):
-        await store.stat(DIGEST)
-    assert line.calls == ["stat"]
+        await VERBS[verb](store)
+    assert line.calls == [verb.removesuffix("_many")]
     await trio.sleep(5)
     line.down = None
     await trio.sleep(10)

@@ -348,9 +348,14 @@ async def test_a_second_stat_goes_out_when_the_first_is_late(autojump_clock: Moc
     assert trio.current_time() - began == pytest.approx(0.11)
     assert slow.cancelled == 1
     assert store.router.hedging.hedges == 1
-    # Nothing is saved up for another.
+    # Nothing is saved up for another: it goes out when a large pull would be left.
+    slow.seconds = 4.9
     await store.stat(DIGEST)
-    assert trio.current_time() - began == pytest.approx(5.11)
+    assert trio.current_time() - began == pytest.approx(0.11 + 4.9)
+    slow.seconds = 100
+    await store.stat(DIGEST)
+    assert trio.current_time() - began == pytest.approx(0.11 + 4.9 + 5.01)
+    assert store.router.hedging.hedges == 1
 
 
 async def test_a_small_blob_is_pulled_twice_when_the_first_is_late(
@@ -590,18 +595,40 @@ async def test_a_blob_is_not_absent_because_who_was_left_has_it_no_more(
 
 
 def test_our_own_slow_disk_is_not_the_servers_fault() -> None:
-    sink = _MeteredSink(MemorySink())
-    progress = _Progress(0)
-    sink.write(bytes(1000))
-    for now, busy, still, rate in (
-        (1, False, 0, math.inf),
-        (12, False, 11, 0.0),
-        (13, True, 0, math.inf),
-        (30, True, 0, math.inf),
-        (31, False, 1, math.inf),
-        (39, False, 9, math.inf),
-        (40, False, 10, 0),
+    progress = _Progress(100)
+    for now, count, held_up, still, rate in (
+        (101, 1000, False, 0, math.inf),
+        (105, 1000, False, 4, math.inf),
+        (130, 1000, True, 4, math.inf),
+        (131, 1000, False, 5, math.inf),
+        (132, 2000, True, 0, math.inf),
+        (139, 2000, False, 7, 1000 / 12),
+        (149, 2000, False, 17, 0),
     ):
-        sink.busy = busy
-        progress.look(now, sink)
+        progress.look(now, count, held_up=held_up)
         assert (progress.still, progress.rate) == (still, rate)
+
+
+@pytest.mark.parametrize("crowded", [True, False])
+async def test_a_pull_that_others_of_ours_hold_up_leaves_nobody(
+    crowded: bool, autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    """Sixty on a slow disk left their server, and pulled all over again."""
+    slow, other = Tap(6.0), Tap(0.001)
+    slow.blobs = {DIGEST: bytes(300)}
+    other.blobs = {DIGEST: bytes(300)}
+    if not crowded:
+        expect_log(LEAVING)
+    await pull(routed(slow, other, crowded=lambda: crowded), DIGEST)
+    assert slow.cancelled == (0 if crowded else 1)
+
+
+def test_a_sink_is_busy_as_long_as_it_writes() -> None:
+    class Watching(MemorySink):
+        def write(self, data: bytes | memoryview, /) -> None:
+            assert metered.busy
+            super().write(data)
+
+    metered = _MeteredSink(Watching())
+    metered.write(bytes(7))
+    assert (metered.busy, metered.count) == (False, 7)
