@@ -27,9 +27,15 @@ class Secret:
     __slots__ = ("__value",)
 
     def __init__(self, value: bytes) -> None:
-        if len(value) < SHORTEST:
+        if not isinstance(value, bytes):
             raise UsageError(
-                f"a secret has at least {SHORTEST} bytes, not {len(value)}",
+                f"a secret is bytes, not {type(value).__name__}",
+                hint="`Secret(b'…')`, or the path of the file that holds it",
+            )
+        if (length := len(value)) < SHORTEST:
+            del value  # some tracebacks show variables
+            raise UsageError(
+                f"a secret has at least {SHORTEST} bytes, not {length}",
                 hint="make one: openssl rand -hex 32",
             )
         self.__value = value
@@ -74,9 +80,10 @@ def read_secret(path: Path) -> Secret:
             hint="name a file that you may read with --secret-file",
         ) from None
     value = value.removesuffix(b"\n")
-    if not SHORTEST <= len(value) <= LONGEST:
+    if not SHORTEST <= (length := len(value)) <= LONGEST:
+        del value  # some tracebacks show variables
         raise UsageError(
-            f"`{path}` holds {_at_least(len(value))} bytes, and no secret",
+            f"`{path}` holds {_at_least(length)} bytes, and no secret",
             hint=f"a secret has {SHORTEST} to {LONGEST} bytes; make one: "
             f"(umask 077; openssl rand -hex 32 >{shlex.quote(str(path))})",
         )

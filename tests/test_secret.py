@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,6 +191,23 @@ def test_a_traceback_with_all_its_variables_does_not_show_it() -> None:
     except RuntimeError as error:
         summary = traceback.TracebackException.from_exception(error, capture_locals=True)
     assert "0123456789" not in "".join(summary.format())
+
+
+def test_nor_does_one_of_what_is_too_short(tmp_path: Path) -> None:
+    path = held(tmp_path / "secret", b"0123456789")
+    for read in (False, True):
+        try:
+            read_secret(path) if read else Secret(path.read_bytes())
+        except UsageError as error:
+            summary = traceback.TracebackException.from_exception(error, capture_locals=True)
+        assert "bytes" in str(summary)
+        assert "0123456789" not in "".join(summary.format())
+
+
+def test_a_secret_is_bytes() -> None:
+    text: Any = "0123456789abcdef"
+    with pytest.raises(UsageError, match="a secret is bytes, not str"):
+        Secret(text)
 
 
 def test_a_secret_that_is_too_short_is_not_made() -> None:

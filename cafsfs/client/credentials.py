@@ -19,6 +19,11 @@ class Credentials:
     required: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.secret, Secret | None):  # it would be shown
+            raise UsageError(
+                f"a secret is no {type(self.secret).__name__}",
+                hint="`cafsfs.secret.Secret(b'…')`, or the path of the file that holds it",
+            )
         if self.required and self.secret is None:
             raise UsageError(
                 "authentication is required, and there is no secret",

@@ -223,6 +223,13 @@ def test_credentials_show_no_secret() -> None:
     assert repr(REQUIRED) == "Credentials(secret=<Secret>, required=True)"
 
 
+def test_credentials_take_nothing_that_would_be_shown() -> None:
+    value: Any = VALUE
+    with pytest.raises(UsageError, match="no bytes") as caught:
+        CafsClient("/root", ["server"], secret=value)
+    assert "Secret(" in str(caught.value.hint)
+
+
 # --- peers by hand
 
 
