@@ -18,7 +18,7 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -278,6 +278,10 @@ class MirrorStore(PackedStore):
         except CorruptBlob as error:
             reading = self._ambiguous.get(digest)
             if reading is before:
+                # A page for any name is no fault of this blob: the server has none at all.
+                self._denied_at = None
+                with suppress(RequestRefused):
+                    await self._check_that_it_denies()
                 raise
             log.info("%s; trying whether that is because of how it was read", error)
             try:

@@ -184,7 +184,9 @@ async def test_wrong_bytes_are_wrong_in_every_reading(
         for times in (1, 2):
             with pytest.raises(CorruptBlob, match=f"{server.url} has wrong bytes of {digest}"):
                 await pull(unpacked(mirror), digest)
-            assert server.requests == {"GET": times * requests}
+            # And once it is asked for what nobody has, whether it has pages for any name.
+            assert server.requests["GET"] == times * requests
+            assert server.requests["HEAD"] == (times if requests == 1 else 0)
 
 
 # --- what its word is worth
@@ -203,8 +205,9 @@ async def test_a_server_that_has_everything_has_nothing(server: WebServerThread)
             await mirror.measure(ABSENT)
         # No size is told; the pull that a lookup begins then fails.
         assert (await store.stat(ABSENT)).size is None
-        with pytest.raises(CorruptBlob):
+        with pytest.raises(Unavailable, match="says to have a blob that nobody has") as caught:
             await pull(store, ABSENT)
+        assert "captive portal" in str(caught.value.hint)
         server.faults.answers_all = LARGE
         with pytest.raises(Unavailable, match="says to have a blob that nobody has"):
             await store.stat(ABSENT)
