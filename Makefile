@@ -3,7 +3,11 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 ONCE ?=
-export PYTHON
+prefix ?= /usr/local
+DESTDIR ?=
+# Where mount(8) looks for its helpers, whatever the prefix.
+helpers ?= /usr/sbin
+export PYTHON prefix DESTDIR helpers
 
 bin := .venv/bin
 linters := lint-format lint-ruff lint-types lint-imports lint-length
@@ -13,7 +17,7 @@ spread := --dist=worksteal --numprocesses
 findings = echo 'error: the linters have findings, shown above the tests' >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format bench clean $(linters)
+.PHONY: help demo test check lint format bench install uninstall clean $(linters)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +70,13 @@ bench: ## measure speed, beside the asyncio client, rclone and plain files; BENC
 	@.ci/bootstrap --peers dev || :
 	@$(bin)/python -m tests.bench $(BENCH_ARGS)
 
+install: ## cafsfs, its units, helpers and man pages below prefix=/usr/local; DESTDIR=DIR: below that
+	@.ci/bootstrap run
+	@.ci/install install
+
+uninstall: ## take away what `make install` has put there, with the same prefix and DESTDIR
+	@.ci/install uninstall
+
 clean: ## remove all that make has made, .venv too
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .systemd build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find cafsfs tests -name __pycache__ -prune -exec rm -rf {} +

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +220,15 @@ class MountPlan:
     kernel_options: tuple[str, ...] = ()
 
 
-async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> None:
-    """Mount and serve until unmounted, or until SIGTERM or SIGINT; ``ready`` once it answers."""
+async def run_mount(
+    plan: MountPlan,
+    ready: Callable[[Callable[[], str]], Awaitable[None]],
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
+    """Mount and serve until unmounted, or until SIGTERM or SIGINT; ``stopping`` at such a signal.
+
+    ``ready`` once it answers, with what tells in a line how it is; it may take as long as it likes.
+    """
     from cafsfs.fuse.session import Session  # noqa: PLC0415  # only a mount needs libfuse
 
     plan = replace(plan, cache=own_cache(plan.uri, plan.store, plan.cache))
@@ -269,8 +277,8 @@ async def run_mount(plan: MountPlan, ready: Callable[[], Awaitable[None]]) -> No
         parts.filesystem, parts.openers = filesystem.state, filesystem.openers
         await _start_control(nursery, plan, cache, status)
         await _publish_metrics(nursery, plan, status)
-        await nursery.start(_stop_on_signal, session.stop)
-        await session.run(ready)
+        await nursery.start(_stop_on_signal, stopping, session.stop)
+        await session.run(partial(ready, status.summary))
         nursery.cancel_scope.cancel()
 
 
@@ -486,14 +494,14 @@ def _fuse_options(plan: MountPlan) -> list[str]:
 
 
 async def _stop_on_signal(
-    stop: Callable[[], None],
-    *,
+    *deeds: Callable[[], None],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for _ in signals:
-            stop()
+            for each in deeds:
+                each()
 
 
 def _version() -> str:

@@ -14,13 +14,16 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import click
+import trio
 
 from cafsfs.cli.options import argument, with_options
-from cafsfs.cli.readiness import answers, is_dead, notify, wait_until_it_answers
+from cafsfs.cli.readiness import answers, feed_watchdog, wait_until_it_answers
+from cafsfs.cli.supervisor import notify
 from cafsfs.cli.talk import flush_log, log_to_syslog, run_daemon, start_logging
 from cafsfs.cli.target import find_target
 from cafsfs.compose import MountPlan, run_mount
@@ -43,6 +46,7 @@ _CAFSFS = (sys.executable, "-P", "-m", "cafsfs")  # -P: nothing from the working
 _MOUNTED = b"\0"
 _START_DEADLINE = 60.0  # seconds; fusermount3 and INIT have deadlines of their own within it
 _END_DEADLINE = 5.0  # seconds for a daemon that has failed to unmount
+_STATUS_PERIOD = 10.0  # seconds between two lines of status for a supervisor
 
 
 @click.command()
@@ -114,28 +118,58 @@ def mount(
 
 
 async def _serve(plan: MountPlan, *, in_background: bool, to_file: bool) -> None:
-    async def ready() -> None:
+    async def ready(summary: Callable[[], str]) -> None:
         log.info("mounted %s on %s", plan.uri.shown, plan.point)
         if in_background:
             flush_log()  # who has started us sees the warnings of the start
+            # Not before: autofs(5) lets systemd's own process group mount on an automount point,
+            # and has all others wait until that is done.
+            os.setsid()
             os.write(2, _MOUNTED)
             _leave_terminal()
             if not to_file:
                 log_to_syslog()
-        if "NOTIFY_SOCKET" in os.environ and await answers(plan.point):
-            notify(f"READY=1\nSTATUS=mounted on {plan.point}")
+        elif "NOTIFY_SOCKET" in os.environ:
+            await _be_supervised(plan.point, summary)
 
-    await run_mount(plan, ready)
-    notify("STOPPING=1")
+    def stopping() -> None:
+        if not in_background:
+            notify("STOPPING=1")
+
+    await run_mount(plan, ready, stopping)
     log.info("unmounted %s", plan.point)
+
+
+async def _be_supervised(point: str, summary: Callable[[], str]) -> None:
+    """Tell the supervisor how the mount is, until cancelled; raises MountError at the start."""
+    if not await answers(point):
+        raise MountError(f"cannot mount on `{point}`: the mount does not answer")
+    notify(f"READY=1\nSTATUS=mounted on {point}")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed_watchdog, point)
+        while True:
+            await trio.sleep(_STATUS_PERIOD)
+            notify(f"STATUS=mounted on {point}: {summary()}")
 
 
 def check_mount_point(point: str, *, nonempty: bool) -> None:
     """Refuse what cannot be mounted on; raises MountError.
 
-    Looks into mountinfo before it looks at the directory: a hung mount there would hang us.
+    Looks into mountinfo before it looks at the directory: a hung mount there would hang us. Under a
+    dead mount of ours the directory cannot be seen, and was looked at by whoever mounted; it is
+    cleared when the new mount is about to come. An automount point waits for us to mount there, and
+    whoever looks waits with it.
     """
-    _clear_dead_mount(point)
+    there = mounts.find_mount(point)
+    if there is not None and there.fstype == mounts.FSTYPE:
+        if mounts.is_dead(point):
+            return
+        raise MountError(
+            f"cannot mount on `{point}`: `{there.source}` is mounted there",
+            hint=f"unmount it first: cafsfs unmount {point}",
+        )
+    if there is not None and there.fstype == "autofs":
+        return
     try:
         is_directory = stat.S_ISDIR(os.stat(point).st_mode)
         empty = is_directory and not next(os.scandir(point), None)
@@ -156,24 +190,6 @@ def check_mount_point(point: str, *, nonempty: bool) -> None:
         )
 
 
-def _clear_dead_mount(point: str) -> None:
-    """Take away what a killed daemon of ours has left; raises MountError if it is alive.
-
-    Not before this moment: until somebody mounts again, a mirror job must see an error there and
-    not an empty directory.
-    """
-    there = mounts.find_mount(point)
-    if there is None or there.fstype != mounts.FSTYPE:
-        return
-    if not is_dead(point):
-        raise MountError(
-            f"cannot mount on `{point}`: `{there.source}` is mounted there",
-            hint=f"unmount it first: cafsfs unmount {point}",
-        )
-    mounts.detach(point, lazy=True)
-    _clear_dead_mount(point)  # there may be another one below
-
-
 def _spawn(point: str, arguments: list[str]) -> None:
     """Start ourselves again as a daemon, and wait until the mount answers or has failed."""
     child = subprocess.Popen(
@@ -181,7 +197,6 @@ def _spawn(point: str, arguments: list[str]) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        start_new_session=True,
     )
     assert child.stderr is not None
     said = _listen(child.stderr.fileno())

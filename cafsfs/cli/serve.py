@@ -10,7 +10,7 @@ import click
 import trio
 
 from cafsfs.cli.options import argument, layers, with_options
-from cafsfs.cli.readiness import notify
+from cafsfs.cli.supervisor import notify
 from cafsfs.cli.talk import run_daemon, start_logging
 from cafsfs.client.servers import Server
 from cafsfs.compose import make_server

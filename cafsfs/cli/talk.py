@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import logging.handlers
 import os
@@ -68,8 +69,11 @@ async def _until_interrupted(main: Callable[[], Awaitable[T]]) -> T:
 def run_daemon(main: Callable[[], Awaitable[None]]) -> None:
     """Run what serves many at once: with as many descriptors as it may have.
 
-    Its log is written in a thread: whoever reads it may freeze, and the event loop must not.
+    Its log is written in a thread: whoever reads it may freeze, and the event loop must not. What
+    ends it by SIGABRT, as a watchdog does, or by a crash in C, leaves in the log where it was.
     """
+    if sys.stderr is not None:
+        faulthandler.enable()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _DESCRIPTORS), hard))
     with _queued_log():

@@ -2,7 +2,11 @@
 
 A stat of a hung mount hangs, and the process that does it cannot be killed. So everything here
 reads ``/proc/self/mountinfo`` and talks to ``fusermount3``; it never looks at a mount point that is
-ours.
+ours, but lets a child look that may hang.
+
+A mount is dead if the process behind it has gone without unmounting: whatever is asked of it fails
+with ENOTCONN. It stays until somebody mounts there again, so that a mirror job sees an error and
+not an empty directory, and goes just before the new mount comes.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +29,7 @@ from cafsfs.errors import MountError
 
 FSTYPE = "fuse.cafsfs"
 _HELPER_DEADLINE = 20.0  # seconds that fusermount3 may take
+_DEAD_DEADLINE = 2.0  # seconds; a dead mount says so at once
 _MNT_FORCE, _UMOUNT_NOFOLLOW = 1, 8  # umount2(2)
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MOST_LINKS = 40  # in one path, as in the kernel
@@ -90,8 +97,10 @@ def canonical(path: str) -> str:
 def attach(point: str, options: Sequence[str]) -> int:
     """Mount and return the descriptor of the session; raises MountError with the reason.
 
-    fusermount3 does it for root and for ordinary users alike: one way, with its messages.
+    fusermount3 does it for root and for ordinary users alike: one way, with its messages. A dead
+    mount of ours makes way for the new one, and there are a few milliseconds between the two.
     """
+    clear_dead(point)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         command = ["fusermount3", "-o", ",".join(options), "--", point]
@@ -106,6 +115,48 @@ def attach(point: str, options: Sequence[str]) -> int:
             hint=_mount_hint(said),
         )
     return descriptor
+
+
+def clear_dead(point: str) -> None:
+    """Take away what killed daemons of ours have left; what is not ours is not touched."""
+    while is_dead(point):
+        detach(point, lazy=True)  # there may be another one below
+
+
+def is_dead(point: str) -> bool:
+    """Is a mount of ours there whose process has gone? Not if it hangs: it may come back."""
+    there = find_mount(point)
+    if there is None or there.fstype != FSTYPE:
+        return False
+    _, said = ask(point, _DEAD_DEADLINE)
+    return os.strerror(errno.ENOTCONN).encode() in said
+
+
+def probe(point: str) -> list[str]:
+    """A command that asks the mount for something; in a process of its own, that may hang."""
+    return ["stat", "--file-system", "--format=%T", "--", point]
+
+
+def ask(point: str, deadline: float) -> tuple[int | None, bytes]:
+    """Exit status (None: it hangs) and complaint of a child that asks the mount in our place.
+
+    A child that hangs is left behind: it waits in the kernel, and so would we for its end.
+    """
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(
+            probe(point),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        end = time.monotonic() + deadline
+        while child.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        if child.returncode is None:
+            child.kill()
+        said.seek(0)
+        return child.returncode, said.read()
 
 
 def detach(point: str, *, lazy: bool) -> None:

@@ -97,6 +97,15 @@ class Status:
             "last_errors": self._complaints(),
         }
 
+    def summary(self) -> str:
+        """How it is, in a line for a supervisor: hit rate, bytes, servers."""
+        rate, servers = self.metrics.hit_rate, self.parts.servers()
+        hits = "nothing opened yet" if rate is None else f"{rate:.0%} of opens from the cache"
+        cached, pulled = self.store.usage.used, self.metrics.pulled_bytes
+        up = sum(each.state == "up" for each in servers)
+        where = f"{up} of {len(servers)} servers up" if servers else "a directory of this machine"
+        return f"{hits}; {_mib(cached)} cached, {_mib(pulled)} pulled; {where}"
+
     def inflight(self) -> list[dict[str, object]]:
         """The pulls in flight, the oldest first."""
         openers = self.parts.openers()
@@ -172,6 +181,10 @@ def _render(value: object) -> bytes:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):,.0f} MiB"
 
 
 def _moment(seconds: float) -> str:
