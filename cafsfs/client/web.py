@@ -29,6 +29,7 @@ from cafsfs.errors import (
     TimedOut,
     Unavailable,
     Unreachable,
+    UsageError,
 )
 from cafsfs.transport import Pace
 
@@ -43,6 +44,7 @@ _BUSY = {429, 503}
 _PASSING = {408, 425, 429}  # 4xx that may be otherwise the next time
 
 _REACH = "is the mirror's URL right? does a firewall, or a proxy of the environment, refuse it?"
+_PROXIES = "HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name http or https URLs, not socks5"
 _TRUST = "have its authority in the system's trust store, or in the file that SSL_CERT_FILE names"
 
 
@@ -110,7 +112,8 @@ class WebServer:
     at once meanwhile. ``transport`` replaces the network.
 
     Certificates are verified against the system's trust store (or that of SSL_CERT_FILE), and
-    proxies are those of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY).
+    proxies are those of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY). Raises
+    UsageError for a proxy that is none.
     """
 
     def __init__(
@@ -131,19 +134,25 @@ class WebServer:
             # As a header and not by httpx, which would send them wherever a redirect leads.
             basic = b64encode(":".join(credentials).encode()).decode()
             headers["Authorization"] = f"Basic {basic}"
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            # None is kept: they would only add up, and one that is not ASCII fails all requests.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            verify=True if transport else ssl.create_default_context(),
-            transport=transport,
-            timeout=httpx.Timeout(None, connect=deadlines.connect),  # all others are ours
-            limits=httpx.Limits(
-                max_connections=connections,
-                max_keepalive_connections=connections,
-                keepalive_expiry=_KEPT,
-            ),
-        )
+        try:
+            self._client = httpx.AsyncClient(
+                headers=headers,
+                # None is kept: they would add up, and one that is not ASCII fails all requests.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+                verify=True if transport else ssl.create_default_context(),
+                transport=transport,
+                timeout=httpx.Timeout(None, connect=deadlines.connect),  # all others are ours
+                limits=httpx.Limits(
+                    max_connections=connections,
+                    max_keepalive_connections=connections,
+                    keepalive_expiry=_KEPT,
+                ),
+            )
+        except (ValueError, ImportError, httpx.InvalidURL) as error:
+            # Not with what it says: the URL of a proxy may hold a password.
+            raise UsageError(
+                "the environment names a proxy that cannot be used", hint=_PROXIES
+            ) from error
 
     async def aclose(self) -> None:
         """Close its connections."""

@@ -495,6 +495,19 @@ async def test_a_proxy_of_the_environment_is_used(
 # --- names and passwords
 
 
+@pytest.mark.parametrize(
+    "proxy", ["socks5://me:geheim@host:1", "ftp://me:geheim@host", "http://[::1"]
+)
+async def test_a_proxy_that_is_none_is_a_mistake(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UsageError, match="names a proxy that cannot be used") as caught:
+        MirrorStore(MirrorTemplate.parse("https://mirror.example/{hash}"))
+    assert "ALL_PROXY" in str(caught.value.hint)
+    assert "geheim" not in str(caught.value)
+
+
 async def test_credentials_go_to_their_own_host_and_into_no_message(
     server: WebServerThread, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
