@@ -17,10 +17,10 @@ spread := --dist=worksteal --numprocesses
 findings = echo 'error: the linters have findings, shown above the tests' >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format bench install uninstall clean $(linters)
+.PHONY: help demo test check lint format bench man completion install uninstall clean $(linters)
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## serve, mount and read a sample store until Ctrl-C; ONCE=1: do it, check it, leave
 	@.ci/bootstrap --fuse run
@@ -69,6 +69,23 @@ bench: ## measure speed, beside the asyncio client, rclone and plain files; BENC
 	@.ci/bootstrap --fuse dev
 	@.ci/bootstrap --peers dev || :
 	@$(bin)/python -m tests.bench $(BENCH_ARGS)
+
+# docutils makes the pages, and nothing needs it later: it is no dependency of cafsfs.
+man: ## the man pages, into build/man
+	@.ci/bootstrap run
+	@$(bin)/python -c 'import docutils' 2>/dev/null || $(bin)/python -m pip install --quiet --disable-pip-version-check 'docutils>=0.20'
+	@mkdir -p build/man
+	@for page in cafsfs.1 mount.cafsfs.8; do \
+	$(bin)/python -m cafsfs.cli.manual $$page >build/man/$$page.rst && \
+	$(bin)/python -m docutils --report=2 --halt=2 --writer=manpage build/man/$$page.rst build/man/$$page || exit; \
+	done; rm build/man/*.rst
+
+completion: ## completion for bash, zsh and fish, into build/completion
+	@.ci/bootstrap run
+	@mkdir -p build/completion
+	@$(bin)/cafsfs completion bash >build/completion/cafsfs
+	@$(bin)/cafsfs completion zsh >build/completion/_cafsfs
+	@$(bin)/cafsfs completion fish >build/completion/cafsfs.fish
 
 install: ## cafsfs, its units, helpers and man pages below prefix=/usr/local; DESTDIR=DIR: below that
 	@.ci/bootstrap run

@@ -14,6 +14,7 @@ import sys
 import click
 
 from cafsfs.cli.cache import cache
+from cafsfs.cli.completion import completion
 from cafsfs.cli.dashboard import dashboard
 from cafsfs.cli.demo import demo
 from cafsfs.cli.doctor import doctor
@@ -75,6 +76,7 @@ for command in (
         dashboard,
         config,
         doctor,
+        completion,
         help_,
         demo,
     ),

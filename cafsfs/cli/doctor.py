@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from cafsfs.cli.completing import complete_mount
 from cafsfs.cli.options import flags_layer, with_options
 from cafsfs.cli.talk import emit
 from cafsfs.cli.target import find_target
@@ -39,7 +40,7 @@ _OF_NO_MATTER = frozenset(
 
 
 @click.command(short_help="Tell what is wrong with this machine, and the exact fix.")
-@click.argument("target", required=False, metavar="TARGET")
+@click.argument("target", required=False, metavar="[TARGET]", shell_complete=complete_mount)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @with_options(CacheOptions, MountOptions, StoreOptions, without=_OF_NO_MATTER)
 def doctor(target: str | None, config: Path | None, *, as_json: bool, **flags: str | None) -> None:

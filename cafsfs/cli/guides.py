@@ -162,7 +162,7 @@ def _describe(name: str, each: dataclasses.Field[Any], group: type, root: click.
     if group in IN_URI:
         ways.append(f"``?{key}=`` in the URI")
     ways += [f"``CAFSFS_{name.upper()}``", f"``{key}`` in TOML"]
-    text = each.metadata["help"]
+    text = re.sub(r"(https?://\S+)", r"``\1``", each.metadata["help"])
     if parse not in _VALUES_FIRST:
         text = text[:1].upper() + text[1:]
     lines = [

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cafsfs.cli.completing import complete_file
 from cafsfs.digest import Digest
 from cafsfs.errors import UsageError
 
@@ -26,6 +27,7 @@ def with_hashes(function: F) -> F:
         "--from",
         "source",
         metavar="FILE|-",
+        shell_complete=complete_file,
         help='read hashes from FILE, or standard input: one a line, also as "<hash>  <path>"',
     )(function)
     return click.argument("hashes", nargs=-1, metavar="[HASH…]")(function)

@@ -5,15 +5,25 @@ from __future__ import annotations
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
+from cafsfs.cli.completing import complete_words
 from cafsfs.cli.guides import TOPICS, as_plain_text, read_guide, read_title
 from cafsfs.cli.talk import emit
 from cafsfs.client.groups import closest
 from cafsfs.errors import UsageError
 
 
+def _complete_topic(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    root = context.find_root().command
+    commands = root.commands if isinstance(root, click.Group) else {}
+    return complete_words([*TOPICS, *commands])(context, parameter, incomplete)
+
+
 @click.command(name="help")
-@click.argument("topic", nargs=-1)
+@click.argument("topic", nargs=-1, shell_complete=_complete_topic)
 def help_(topic: tuple[str, ...]) -> None:
     """Show the guide TOPIC, or the help of a command.
 

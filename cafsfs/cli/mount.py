@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 import trio
 
+from cafsfs.cli.completing import complete_directory
 from cafsfs.cli.options import argument, with_options
 from cafsfs.cli.readiness import answers, feed_watchdog, wait_until_it_answers
 from cafsfs.cli.supervisor import notify
@@ -51,7 +52,7 @@ _STATUS_PERIOD = 10.0  # seconds between two lines of status for a supervisor
 
 @click.command()
 @click.argument("uri", required=False)
-@click.argument("mountpoint", required=False)
+@click.argument("mountpoint", required=False, shell_complete=complete_directory)
 @click.option(
     "-o",
     "mount_options",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cafsfs.cli.completing import complete_value
 from cafsfs.config import (
     Layer,
     environment_layer,
@@ -74,7 +75,12 @@ def with_options(
                 made = click.option(flag(name), name, flag_value="true", default=None, help=text)
             else:
                 made = click.option(
-                    flag(name), name, metavar=METAVARS[parse.__name__], default=None, help=text
+                    flag(name),
+                    name,
+                    metavar=METAVARS[parse.__name__],
+                    default=None,
+                    help=text,
+                    shell_complete=complete_value(parse),
                 )
             function = made(function)
         return click.option(

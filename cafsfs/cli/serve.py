@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import trio
 
+from cafsfs.cli.completing import complete_directory
 from cafsfs.cli.options import argument, layers, with_options
 from cafsfs.cli.supervisor import notify
 from cafsfs.cli.talk import run_daemon, start_logging
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @click.command()
-@click.argument("directory", required=False)
+@click.argument("directory", required=False, shell_complete=complete_directory)
 @with_options(ServeOptions, LogOptions)
 def serve(directory: str | None, config: Path | None, **flags: str | None) -> None:
     """Serve the roots below DIRECTORY to CAFS clients.

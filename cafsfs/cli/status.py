@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from cafsfs.cli.completing import complete_mount
 from cafsfs.cli.talk import blobs, emit, readable
 from cafsfs.errors import MountError
 from cafsfs.fuse import mounts as kernel
@@ -30,7 +31,7 @@ _SAYS = {
 
 
 @click.command()
-@click.argument("mountpoint", required=False)
+@click.argument("mountpoint", required=False, shell_complete=complete_mount)
 @click.option("--json", "as_json", is_flag=True, help="all there is, for scripts")
 @click.option("--watch", is_flag=True, help=f"again every {_INTERVAL:g} s, until Ctrl-C")
 def status(mountpoint: str | None, *, as_json: bool, watch: bool) -> None:

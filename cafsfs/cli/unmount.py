@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cafsfs.cli.completing import complete_mount
 from cafsfs.cli.options import argument
 from cafsfs.config import toml_layers
 from cafsfs.errors import MountError
@@ -13,7 +14,7 @@ from cafsfs.fuse import mounts
 
 
 @click.command()
-@click.argument("mountpoint", required=False)
+@click.argument("mountpoint", required=False, shell_complete=complete_mount)
 @click.option("--lazy", is_flag=True, help="detach now; open files go on until they are closed")
 @click.option("--force", is_flag=True, help="cut a hung mount: whatever waits on it fails at once")
 @click.option(

@@ -130,7 +130,7 @@ def test_every_option_is_described_with_its_ways(group: type) -> None:
         described = [
             " ".join(found.split())
             for found in re.findall(rf"^``--{key}\b.*``\n((?: {{4}}.*\n)+)", text, re.MULTILINE)
-            if help_[1:] in " ".join(found.split())
+            if help_[1:] in " ".join(found.replace("``", "").split())
         ]
         assert len(described) == 1, (name, described)
         given = described[0].partition("Given as ")[2]
