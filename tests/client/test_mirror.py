@@ -289,6 +289,19 @@ async def test_what_a_status_means(
                 await mirror.find_absent([ABSENT])
 
 
+@pytest.mark.parametrize("status", [404, 403, 500])
+async def test_an_error_takes_no_connection(server: WebServerThread, status: int) -> None:
+    digest = stored(server, b"content")
+    hurried = Deadlines(connect=1.0, question=1.0, answer=1.0)
+    async with mirror_of(server.url, connections=1, deadlines=hurried) as mirror:
+        server.faults.status = status
+        for _ in range(10):  # more than there may be connections
+            with pytest.raises((BlobNotFound, ServerRefused, Unavailable)):
+                await mirror.inspect(digest)
+        server.faults.status = None
+        assert await pull(unpacked(mirror), digest) == b"content"
+
+
 async def test_one_error_ends_a_long_question(server: WebServerThread) -> None:
     server.faults.status = 500
     many = [Digest(Random(each).randbytes(32)) for each in range(1000)]
