@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 import zlib
 from collections.abc import Callable
 from typing import IO, Final, Protocol, cast
@@ -18,6 +19,11 @@ MAX_PIECE: Final = 256 << 10  # bytes; any size above a zstd block (128 KiB) unp
 # may give 64 MiB: steps of this size keep the copies at an eighth of the output.
 _ZLIB_STEP: Final = 64 << 10
 
+# Where the sink raises, zstandard goes on to the end of what it was given (see _ZstdSink): of this
+# size it may unpack to 4 GiB, in about a second, and in steps of it no blob unpacks slower (text;
+# noise, which nobody compresses, 6 ms in 64 MiB).
+_ZSTD_STEP: Final = 128 << 10
+
 Write = Callable[[bytes | memoryview], object]
 
 
@@ -33,6 +39,9 @@ class Decoder(Protocol):
 
     def finish(self) -> None:
         """Raise CorruptBlob if the body may not end here."""
+
+    def release(self) -> None:
+        """Free its memory, whoever still knows it; it is of no more use."""
 
 
 def decoder_for(compression: Compression, write: Write, *, max_window: int) -> Decoder:
@@ -63,6 +72,9 @@ class _StoredDecoder:
     def finish(self) -> None:
         """Any end will do: only lengths and the hash tell."""
 
+    def release(self) -> None:
+        """There is nothing to free."""
+
 
 class _ZlibDecoder:
     memory = 40 << 10  # 32 KiB of window, 7 KiB of state
@@ -78,6 +90,9 @@ class _ZlibDecoder:
     def finish(self) -> None:
         if not self._stream.eof:
             raise CorruptBlob("packed blob ends within its zlib stream")
+
+    def release(self) -> None:
+        """So little is not worth it."""
 
     def _feed_step(self, data: memoryview) -> None:
         if self._stream.eof:
@@ -104,9 +119,13 @@ class _ZstdDecoder:
     def __init__(self, write: Write, max_window: int) -> None:
         self._walker = FrameWalker(max_window=max_window)
         self._sink = _ZstdSink(write)
-        # stream_writer asks for a file and uses nothing of it but write().
-        self._writer = zstandard.ZstdDecompressor(max_window_size=max_window).stream_writer(
-            cast("IO[bytes]", self._sink), write_size=MAX_PIECE, closefd=False
+        # stream_writer asks for a file and uses nothing of it but write(). It is invisible to the
+        # garbage collector: if it owned the way to the sink, a failure that is remembered there,
+        # with its traceback that leads back here, would keep its window for ever.
+        self._writer: zstandard.ZstdDecompressionWriter | None = zstandard.ZstdDecompressor(
+            max_window_size=max_window
+        ).stream_writer(
+            cast("IO[bytes]", _WeakFile(self._sink)), write_size=MAX_PIECE, closefd=False
         )
 
     @property
@@ -124,13 +143,22 @@ class _ZstdDecoder:
     def finish(self) -> None:
         self._walker.finish()
 
+    def release(self) -> None:
+        self._writer = None
+
     def _decode(self, data: memoryview) -> None:
+        for at in range(0, len(data), _ZSTD_STEP):
+            self._decode_step(data[at : at + _ZSTD_STEP])
+
+    def _decode_step(self, data: memoryview) -> None:
+        assert self._writer is not None
         try:
             self._writer.write(data)
         except zstandard.ZstdError as error:
-            if self._sink.writing:
-                raise
-            raise CorruptBlob(f"packed blob does not unpack: {error}") from error
+            if self._sink.failure is None:
+                raise CorruptBlob(f"packed blob does not unpack: {error}") from error
+        if self._sink.failure is not None:
+            raise self._sink.failure
 
     def _check_frame_length(self) -> None:
         # The decoder takes the last byte of a frame only when all of its content is written.
@@ -141,15 +169,34 @@ class _ZstdDecoder:
 
 
 class _ZstdSink:
-    """Counts; and remembers whether the sink is at work, to tell its errors from the decoder's."""
+    """Counts; and remembers what the sink raised, from when on it gets nothing any more.
+
+    An exception that passes through zstandard 0.25 costs the buffer of MAX_PIECE bytes for ever.
+    """
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self.writing = False
+        self.failure: BaseException | None = None
         self.written_of_frame = 0
 
     def write(self, piece: bytes) -> None:
-        self.writing = True
-        self._write(piece)
-        self.writing = False
-        self.written_of_frame += len(piece)
+        if self.failure is not None:
+            return
+        try:
+            self._write(piece)
+        except BaseException as error:
+            self.failure = error
+        else:
+            self.written_of_frame += len(piece)
+
+
+class _WeakFile:
+    """Writes to a sink that it does not keep alive."""
+
+    def __init__(self, sink: _ZstdSink) -> None:
+        self._sink = weakref.ref(sink)
+
+    def write(self, piece: bytes) -> None:
+        sink = self._sink()
+        assert sink is not None
+        sink.write(piece)

@@ -143,9 +143,15 @@ class Unpacker:
             raise CorruptBlob(
                 f"blob unpacks to {self.written} bytes, {self._content_length} are announced"
             )
-        self._decoder = None  # its window is memory
+        self.release()
         self._stage = _Stage.FINISHED
         return self.written
+
+    def release(self) -> None:
+        """Free the decoder's memory, whoever still knows this: nothing more will be fed."""
+        if self._decoder is not None:
+            self._decoder.release()
+            self._decoder = None
 
     def _leave_open(self) -> None:
         """Claim the unpacker; it stays broken if the caller does not get to the end."""

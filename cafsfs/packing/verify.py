@@ -60,6 +60,10 @@ class VerifyingUnpacker:
         """Unpack more packed bytes; raises what ``Unpacker.feed`` does."""
         self._unpacker.feed(data)
 
+    def release(self) -> None:
+        """Free the decoder's memory, as ``Unpacker.release``."""
+        self._unpacker.release()
+
     def finish(self) -> int:
         """Say that this was all, and return the content length in bytes.
 
@@ -92,8 +96,11 @@ def unpack_whole(
             write(content)
         return header, len(content)
     unpacker = VerifyingUnpacker(digest, write, packed_length=len(packed), limits=limits)
-    unpacker.feed(packed)
-    return header, unpacker.finish()
+    try:
+        unpacker.feed(packed)
+        return header, unpacker.finish()
+    finally:
+        unpacker.release()
 
 
 def _compare(found: Digest, expected: Digest) -> None:

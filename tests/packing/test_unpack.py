@@ -267,6 +267,68 @@ def test_an_unpacker_given_up_goes_without_the_garbage_collector(compression: Co
         gc.enable()
 
 
+@pytest.mark.parametrize("compression", Compression)
+def test_a_failure_that_its_own_sink_remembers_keeps_nothing(compression: Compression) -> None:
+    """Its traceback leads back to the decoder: a circle, of which the collector must see all."""
+
+    class Sink:
+        failure: Exception | None = None
+
+        def write(self, piece: bytes | memoryview) -> None:
+            raise OSError("disk full")
+
+    sink = Sink()
+    gone = weakref.ref(sink)
+    try:
+        Unpacker(sink.write, packed_length=None).feed(pack(MIXED, compression))
+    except OSError as error:
+        sink.failure = error
+    assert sink.failure is not None
+    del sink
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("compression", Compression)
+def test_what_a_sink_raises_costs_no_memory(compression: Compression) -> None:
+    def fail(piece: bytes | memoryview) -> None:
+        raise OSError("disk full")
+
+    packed = pack(MIXED, compression)
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            with pytest.raises(OSError, match="disk full"):
+                Unpacker(fail, packed_length=None).feed(packed)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 4 * MAX_PIECE
+
+
+def test_after_a_sink_has_raised_it_gets_nothing_any_more() -> None:
+    """And nobody waits for long: of a bomb only a step is unpacked."""
+    pieces = 0
+
+    def fail(piece: bytes | memoryview) -> None:
+        nonlocal pieces
+        pieces += 1
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        Unpacker(fail, packed_length=None).feed(zstd_blob(zstd_frame(bytes(64 * MEBIBYTE))))
+    assert pieces == 1
+
+
+def test_what_was_released_keeps_no_decoder() -> None:
+    unpacker = Unpacker(lambda _: None, packed_length=None)
+    unpacker.feed(pack(MIXED, ZSTD)[:-5])
+    assert unpacker.memory > 0
+    unpacker.release()
+    assert unpacker.memory == 0
+
+
 # Lengths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import time
 import zlib
@@ -19,6 +20,7 @@ from cafsfs.packing import (
     HEADER_LENGTH,
     Compression,
     Header,
+    Unpacker,
     UnpackLimits,
     foresee_memory,
     hash_bytes,
@@ -193,6 +195,23 @@ async def test_a_body_that_breaks_off_passes_its_error() -> None:
     body = ScriptedBody(packed(CONTENT)[:MIB], length=2 * MIB + 16, error=Unavailable("gone"))
     with pytest.raises(Unavailable, match="gone"):
         await pull(over(BodiesStore(body)), NAME)
+
+
+async def test_an_error_that_is_remembered_keeps_no_decoder() -> None:
+    """With all that its traceback knows."""
+    broken = packed(CONTENT, Compression.ZSTD)
+    body = ScriptedBody(broken[: len(broken) // 2], length=len(broken), error=Unavailable("gone"))
+    earlier = unpackers()
+    with pytest.raises(Unavailable) as remembered:
+        await pull(over(BodiesStore(body)), NAME)
+    [ours] = [each for each in unpackers() if all(each is not other for other in earlier)]
+    assert ours.memory == 0
+    del remembered
+
+
+def unpackers() -> list[Unpacker]:
+    """All that somebody knows."""
+    return [each for each in gc.get_objects() if isinstance(each, Unpacker)]
 
 
 async def test_a_body_that_simply_ends_is_corrupt() -> None:
