@@ -28,6 +28,8 @@ make_device random 1 8
 make_device urandom 1 9
 make_device tty 5 0
 make_device fuse 10 229
+autofs=$(awk '$2 == "autofs" { print $1 }' proc/misc)
+[ -z "$autofs" ] || make_device autofs 10 "$autofs"
 ln -s /proc/self/fd dev/fd
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -143,6 +144,14 @@ class Machine:
     def kill(self, pid: int, number: signal.Signals) -> None:
         """A signal to a process, by the number that it has in the machine."""
         self.run("sh", "-c", f"kill -{number.value} {pid}").ok()
+
+    def processes(self) -> dict[int, list[str]]:
+        """The command line of each, by the number that it has in the machine."""
+        found = {}
+        for each in Path(f"/proc/{self._pid}/root/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has just ended
+                found[int(each.parent.name)] = each.read_text().split("\0")
+        return found
 
     def children(self, pid: int) -> list[int]:
         """Of a process, by the numbers that they have in the machine."""
