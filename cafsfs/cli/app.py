@@ -13,6 +13,7 @@ import sys
 
 import click
 
+from cafsfs.cli.bugreport import bugreport
 from cafsfs.cli.cache import cache
 from cafsfs.cli.completion import completion
 from cafsfs.cli.dashboard import dashboard
@@ -76,6 +77,7 @@ for command in (
         dashboard,
         config,
         doctor,
+        bugreport,
         completion,
         help_,
         demo,

@@ -14,7 +14,7 @@ import click
 from cafsfs.cli.completing import complete_mount
 from cafsfs.cli.options import flags_layer, with_options
 from cafsfs.cli.talk import emit
-from cafsfs.cli.target import find_target
+from cafsfs.cli.target import Target, find_target
 from cafsfs.config import (
     FOR_UPLOADS,
     CacheOptions,
@@ -72,8 +72,9 @@ def _find_case(target: str | None, config: Path | None, flags: Mapping[str, str 
     if mount is not None and "://" not in mount.uri:
         uri = None  # it has another name (--fsname), and its process does not tell
     if uri is not None or any("uri" in each.values for each in files):
-        looked_up = find_target(uri, config, flags)
-        parsed, found = looked_up.uri, list(looked_up.layers)
+        looked_up = _look_up(uri, config, flags, mounted=mount is not None)
+        if looked_up is not None:
+            parsed, found = looked_up.uri, list(looked_up.layers)
     cache = resolve(CacheOptions, found)
     if mount is not None and mount.status:
         cache = dataclasses.replace(cache, cache_dir=Path(mount.status["cache"]["directory"]))
@@ -84,6 +85,18 @@ def _find_case(target: str | None, config: Path | None, flags: Mapping[str, str 
         options=resolve(MountOptions, found),
         mount=mount,
     )
+
+
+def _look_up(
+    uri: str | None, config: Path | None, flags: Mapping[str, str | None], *, mounted: bool
+) -> Target | None:
+    """The store; None if a mount tells its URI without what is secret in it, and so no URI."""
+    try:
+        return find_target(uri, config, flags)
+    except UsageError:
+        if not mounted:
+            raise
+        return None
 
 
 def _find_mount(target: str) -> Found:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from cafsfs.doctor.case import Case, Finding, Look, Verdict, broken
 from cafsfs.errors import CafsError
 
-_PIECE = 1 << 16  # bytes; all that a check says fits into its pipe
+_PIECE = 1 << 16  # bytes of one read
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +34,74 @@ class Check:
 
 def examine(checks: Sequence[Check], case: Case) -> dict[str, list[Finding]]:
     """What each check finds, by its name; side by side, and none for longer than its patience."""
-    began = time.monotonic()
-    children = [(each, *_start(each, case)) for each in checks]
+    said = run_apart([(partial(_examine, each, case), each.patience) for each in checks])
     return {
-        check.name: _hear(check, pid, pipe, began + check.patience) for check, pid, pipe in children
+        check.name: _late(check) if text is None else _findings(text)
+        for check, text in zip(checks, said, strict=True)
     }
 
 
-def _start(check: Check, case: Case) -> tuple[int, int]:
-    """Fork; the child's pid, and where it says what it finds."""
+@dataclass(slots=True)
+class _Child:
+    """A forked process, what it has said, and whether it has come to its end."""
+
+    pid: int
+    pipe: int
+    end: float
+    said: bytes = b""
+    ended: bool = False
+
+
+def run_apart(jobs: Sequence[tuple[Callable[[], bytes], float]]) -> list[bytes | None]:
+    """What each job returns, None of one that has not ended within its seconds; side by side.
+
+    Jobs raise nothing.
+    """
+    began = time.monotonic()
+    children = [_start(job, began + patience) for job, patience in jobs]
+    with selectors.DefaultSelector() as waiting:
+        for each in children:
+            waiting.register(each.pipe, selectors.EVENT_READ, each)
+        while left := [key.data for key in waiting.get_map().values()]:
+            for each in left:
+                if each.end <= time.monotonic():
+                    waiting.unregister(each.pipe)
+            nearest = min(each.end for each in left)
+            for key, _ in waiting.select(max(0.0, nearest - time.monotonic())):
+                piece = os.read(key.fd, _PIECE)
+                key.data.said += piece
+                if not piece:
+                    key.data.ended = True
+                    waiting.unregister(key.fd)
+    return [_end(each) for each in children]
+
+
+def _start(job: Callable[[], bytes], end: float) -> _Child:
     read, write = os.pipe()
     pid = os.fork()
     if pid:
         os.close(write)
-        return pid, read
+        return _Child(pid, read, end)
     try:
-        os.close(read)
-        said = [(each.verdict.value, each.text, each.fix) for each in _look(check, case)]
-        os.write(write, json.dumps(said).encode())
+        with open(write, "wb") as pipe:
+            pipe.write(job())
     finally:
         os._exit(0)  # whatever happened: two of us must not return
+
+
+def _end(child: _Child) -> bytes | None:
+    os.close(child.pipe)
+    if child.ended:
+        os.waitpid(child.pid, 0)
+        return child.said
+    with suppress(ProcessLookupError):
+        os.kill(child.pid, signal.SIGKILL)  # and not waited for: it may be stuck in the kernel
+    return None
+
+
+def _examine(check: Check, case: Case) -> bytes:
+    found = [(each.verdict.value, each.text, each.fix) for each in _look(check, case)]
+    return json.dumps(found).encode()
 
 
 def _look(check: Check, case: Case) -> list[Finding]:
@@ -64,20 +113,11 @@ def _look(check: Check, case: Case) -> list[Finding]:
         return [broken(f"`{check.name}` could not be looked at: {error!r}", "tell us: a bug")]
 
 
-def _hear(check: Check, pid: int, pipe: int, end: float) -> list[Finding]:
-    said = b""
-    while True:
-        ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
-        piece = os.read(pipe, _PIECE) if ready else b""
-        if not piece:
-            break
-        said += piece
-    os.close(pipe)
-    if ready:
-        os.waitpid(pid, 0)
-        return [Finding(Verdict(verdict), text, fix) for verdict, text, fix in json.loads(said)]
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)  # and not waited for: it may be stuck in the kernel
+def _findings(text: bytes) -> list[Finding]:
+    return [Finding(Verdict(verdict), said, fix) for verdict, said, fix in json.loads(text)]
+
+
+def _late(check: Check) -> list[Finding]:
     return [
         broken(
             f"`{check.name}` was not seen within {check.patience:g} s",

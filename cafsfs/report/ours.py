@@ -20,6 +20,9 @@ from cafsfs.fuse.mounts import FSTYPE, Mount, list_mounts
 STATUS = "status"
 """Command of the control socket: all there is to know of the mount, see ``status.py``."""
 
+DUMP = "dump"
+"""Command of the control socket: where each task is, and what the parts hold, as text ``dump``."""
+
 _PATIENCE = 2.0  # seconds that a mount has to answer; it takes less than a hundredth
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 

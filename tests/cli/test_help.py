@@ -33,7 +33,7 @@ def test_the_commands_of_the_design() -> None:
         *("cafsfs prefetch", "cafsfs cache status", "cafsfs cache ls", "cafsfs cache verify"),
         *("cafsfs cache gc", "cafsfs cache evict", "cafsfs cache pin", "cafsfs cache unpin"),
         *("cafsfs status", "cafsfs mounts", "cafsfs dashboard"),
-        *("cafsfs help", "cafsfs doctor", "cafsfs completion"),
+        *("cafsfs help", "cafsfs doctor", "cafsfs completion", "cafsfs bugreport"),
     }
 
 
