@@ -96,7 +96,7 @@ def mount(
     if config is None and "config" in given:
         config = parse_path(given["config"])
     target = find_target(uri, config, flags, arguments.layer)
-    point = mounts.canonical(argument(mountpoint, "mountpoint", target.layers))
+    point = mounts.canonical(os.path.expanduser(argument(mountpoint, "mountpoint", target.layers)))
     logs = target.resolve(LogOptions)
     plan = MountPlan(
         uri=target.uri,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ import trio
 
 from cafsfs.cli.completing import complete_directory
 from cafsfs.cli.options import argument, layers, with_options
-from cafsfs.cli.supervisor import notify
+from cafsfs.cli.supervisor import inherited_sockets, notify
 from cafsfs.cli.talk import run_daemon, start_logging
 from cafsfs.client.servers import Server
 from cafsfs.compose import make_server
@@ -51,7 +52,8 @@ async def _serve(server: CafsServer, path: Path, options: ServeOptions) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, server, options.grace)
         async with trio.open_nursery() as serving:
-            addresses = await serving.start(server.serve, options.listen.host, options.listen.port)
+            listen = partial(server.serve, inherited=inherited_sockets())
+            addresses = await serving.start(listen, options.listen.host, options.listen.port)
             for host, port in addresses:
                 log.info("serving %s on %s", path, Server(host, port))
             log.info("%s", server.gate.rule)

@@ -21,6 +21,7 @@ import time
 _LONGEST_PERIOD = 5.0  # seconds between two questions, whatever the watchdog allows
 _SHARE = 4  # of the watchdog's time, so that one slow answer is not the end
 _SLOW = 2.0  # seconds for an answer that is worth a line
+_FIRST_INHERITED = 3  # descriptor, says sd_listen_fds(3)
 
 
 def notify(state: str) -> None:
@@ -42,6 +43,19 @@ def notify_reloading() -> None:
     """Say that the configuration is being read again; READY=1 says that this is done."""
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     notify(f"RELOADING=1\nMONOTONIC_USEC={now}")
+
+
+def inherited_sockets() -> list[socket.socket]:
+    """What a supervisor listens on for us (sd_listen_fds(3)); whoever we start does not get it."""
+    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
+        return []
+    count = int(os.environ.pop("LISTEN_FDS", "0"))
+    os.environ.pop("LISTEN_FDNAMES", None)
+    found = []
+    for number in range(_FIRST_INHERITED, _FIRST_INHERITED + count):
+        os.set_inheritable(number, False)
+        found.append(socket.socket(fileno=number))
+    return found
 
 
 def watchdog_period() -> float | None:

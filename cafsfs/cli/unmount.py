@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -31,7 +32,7 @@ def unmount(
 ) -> None:
     """Unmount what cafsfs has mounted on MOUNTPOINT."""
     files = toml_layers(config) if config is not None else []
-    point = mounts.canonical(argument(mountpoint, "mountpoint", files))
+    point = mounts.canonical(os.path.expanduser(argument(mountpoint, "mountpoint", files)))
     if dead:
         mounts.clear_dead(point)
         return

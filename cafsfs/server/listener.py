@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -67,14 +69,19 @@ class CafsServer:
         host: str,
         port: int,
         *,
+        inherited: Sequence[socket.socket] = (),
         task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Listen and serve until ``stop``; tells the addresses (host, port) by task_status.
 
-        Raises StoreError if the address cannot be listened on.
+        On the sockets that are ``inherited``, and which it closes, if there are any. Raises
+        StoreError if the address cannot be listened on.
         """
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(e)) for e in inherited]
         try:
-            listeners = await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
+            listeners = listeners or await trio.open_tcp_listeners(
+                port, host=host, backlog=_BACKLOG
+            )
         except OSError as error:
             raise StoreError(
                 f"cannot listen on {host}:{port}: {error.strerror or error}",

@@ -1,0 +1,84 @@
+"""What a supervisor hears, by a socket that stands for systemd's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cafsfs.cli import supervisor
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield sock
+
+
+def test_reloading_names_the_moment(systemd: socket.socket) -> None:
+    supervisor.notify_reloading()
+    state, moment = systemd.recv(100).decode().split("\n")
+    assert state == "RELOADING=1"
+    assert moment.startswith("MONOTONIC_USEC=")
+    assert int(moment.partition("=")[2]) > 0
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "period"),
+    [
+        ("30000000", str(os.getpid()), 5.0),
+        ("2000000", None, 0.5),
+        ("2000000", "1", None),  # somebody else's
+        ("0", None, None),
+        ("", None, None),
+        ("soon", None, None),
+    ],
+)
+def test_how_often_the_watchdog_is_fed(
+    monkeypatch: pytest.MonkeyPatch, usec: str, pid: str | None, period: float | None
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    if pid is not None:
+        monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert supervisor.watchdog_period() == period
+
+
+@pytest.mark.process
+def test_the_child_feeds_the_watchdog_until_the_daemon_has_gone(
+    systemd: socket.socket, tmp_path: Path
+) -> None:
+    command = supervisor.watching(str(tmp_path), 0.01)
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+        for _ in range(3):
+            assert systemd.recv(100) == b"WATCHDOG=1"
+        assert child.stdin is not None
+        child.stdin.close()
+        assert child.wait(30) == 0
+
+
+@pytest.mark.process
+def test_the_child_does_not_feed_it_for_a_mount_that_fails(
+    systemd: socket.socket, tmp_path: Path
+) -> None:
+    command = supervisor.watching(str(tmp_path / "none"), 0.01)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        assert b"answers with an error: No such file" in child.stderr.readline()
+        child.kill()
+    systemd.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        systemd.recv(100)
+
+
+def test_sockets_of_another_process_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", "1")
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    assert supervisor.inherited_sockets() == []
