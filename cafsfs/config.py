@@ -54,6 +54,7 @@ _PERCENTAGE = re.compile(r"\d{1,3}(?:\.\d{1,9})?", re.ASCII)
 _COUNT = re.compile(r"[0-9]{1,18}")
 _NO_ID = (1 << 32) - 1  # (uid_t) -1 is nobody's: it means "do not change"
 SYSTEM_FILE = Path("/etc/cafsfs/config.toml")
+LOG_FORMATS = ("auto", "human", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 AUTHS = ("auto", "required")
 ENCRYPTIONS = ("optional", "required")
@@ -145,6 +146,13 @@ def parse_level(text: str) -> str:
     """A level of logging."""
     if text.lower() not in LOG_LEVELS:
         raise ValueError("one of " + ", ".join(LOG_LEVELS))
+    return text.lower()
+
+
+def parse_format(text: str) -> str:
+    """How lines of the log look."""
+    if text.lower() not in LOG_FORMATS:
+        raise ValueError("one of " + ", ".join(LOG_FORMATS))
     return text.lower()
 
 
@@ -360,8 +368,18 @@ class LogOptions:
     log_level: str = option(parse_level, "debug, info, warning or error", default=lambda: "info")
     log_file: Path | None = option(
         parse_path,
-        "file to log to; else standard error, or syslog for a mount in the background",
+        "file to log to; else standard error, or for a mount in the background journal or syslog",
         default=lambda: None,
+    )
+    log_format: str = option(
+        parse_format,
+        "auto, human or json; auto: to the journal with fields if standard error goes there",
+        default=lambda: "auto",
+    )
+    log_size: int = option(
+        parse_size,
+        "size at which the file is turned over, four old ones are kept; 0: never",
+        default=lambda: 16 << 20,
     )
 
 

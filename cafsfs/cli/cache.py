@@ -17,7 +17,7 @@ from cafsfs.cli.hashes import given_digests, with_hashes
 from cafsfs.cli.options import QUIET, layers, with_options
 from cafsfs.cli.prefetch import fill, make_order, parse_flag, report
 from cafsfs.cli.progress import Progress
-from cafsfs.cli.talk import blobs, complain, emit, moment, readable, run, start_logging
+from cafsfs.cli.talk import blobs, complain, emit, moment, readable, run
 from cafsfs.compose import open_cache, tell_mounts
 from cafsfs.config import (
     FOR_UPLOADS,
@@ -32,6 +32,7 @@ from cafsfs.config import (
 )
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, StoreError, UsageError
+from cafsfs.report.logs import start_logging
 from cafsfs.store.cache import curation
 from cafsfs.store.cache.bounds import Amount, Bounds
 from cafsfs.store.cache.curation import Removed, Survey, Verification

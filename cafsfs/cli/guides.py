@@ -51,7 +51,12 @@ _DEFAULTS = {
     "encryption": "required if there is a secret",
 }
 # Their help begins with values, which are not written in capitals.
-_VALUES_FIRST = (config.parse_level, config.parse_auth, config.parse_encryption)
+_VALUES_FIRST = (
+    config.parse_level,
+    config.parse_format,
+    config.parse_auth,
+    config.parse_encryption,
+)
 
 
 def read_guide(topic: str, root: click.Group) -> str:

@@ -25,7 +25,7 @@ from cafsfs.cli.completing import complete_directory
 from cafsfs.cli.options import argument, with_options
 from cafsfs.cli.readiness import answers, feed_watchdog, wait_until_it_answers
 from cafsfs.cli.supervisor import notify
-from cafsfs.cli.talk import flush_log, log_to_syslog, run_daemon, start_logging
+from cafsfs.cli.talk import run_daemon
 from cafsfs.cli.target import find_target
 from cafsfs.compose import MountPlan, run_mount
 from cafsfs.config import (
@@ -40,6 +40,7 @@ from cafsfs.config import (
 )
 from cafsfs.errors import MountError
 from cafsfs.fuse import mounts
+from cafsfs.report.logs import flush_log, leave_terminal, start_logging
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def mount(
     if not (foreground or background_child):
         _spawn(point, click.get_current_context().obj)
         return
-    start_logging(logs)
+    start_logging(logs, {"mountpoint": point})
     run_daemon(
         lambda: _serve(plan, in_background=background_child, to_file=logs.log_file is not None)
     )
@@ -129,7 +130,7 @@ async def _serve(plan: MountPlan, *, in_background: bool, to_file: bool) -> None
             os.write(2, _MOUNTED)
             _leave_terminal()
             if not to_file:
-                log_to_syslog()
+                leave_terminal({"mountpoint": plan.point})
         elif "NOTIFY_SOCKET" in os.environ:
             await _be_supervised(plan.point, summary)
 

@@ -33,6 +33,7 @@ METAVARS = {
     "parse_count": "N",
     "parse_id": "ID",
     "parse_level": "LEVEL",
+    "parse_format": "auto|human|json",
     "parse_auth": "auto|required",
     "parse_encryption": "optional|required",
     "parse_zone": "NAME",

@@ -13,10 +13,11 @@ import trio
 from cafsfs.cli.completing import complete_directory
 from cafsfs.cli.options import argument, layers, with_options
 from cafsfs.cli.supervisor import inherited_sockets, notify
-from cafsfs.cli.talk import run_daemon, start_logging
+from cafsfs.cli.talk import run_daemon
 from cafsfs.client.servers import Server
 from cafsfs.compose import make_server
 from cafsfs.config import LogOptions, ServeOptions, resolve
+from cafsfs.report.logs import start_logging
 from cafsfs.server import CafsServer
 
 log = logging.getLogger(__name__)

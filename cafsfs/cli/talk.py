@@ -1,35 +1,26 @@
-"""How the command line speaks: errors with hints, logs, and running async commands."""
+"""How the command line speaks: errors with hints; and running async commands."""
 
 from __future__ import annotations
 
 import faulthandler
-import logging
-import logging.handlers
 import os
-import queue
 import resource
 import signal
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TypeVar
 
 import click
 import trio
 
-from cafsfs.config import LogOptions
 from cafsfs.errors import CafsError, StoreError, UsageError
+from cafsfs.report.logs import queued_log
 from cafsfs.store.pump import first_error
 
 T = TypeVar("T")
 
-_LINES = 10_000  # of log that may wait to be written
-_DRAIN = 1.0  # seconds for them at the end
 _DESCRIPTORS = 1 << 20  # each open blob has one, and each client
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def run(main: Callable[[], Awaitable[T]]) -> T:
@@ -76,7 +67,7 @@ def run_daemon(main: Callable[[], Awaitable[None]]) -> None:
         faulthandler.enable()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _DESCRIPTORS), hard))
-    with _queued_log():
+    with queued_log():
         run(main)
 
 
@@ -144,82 +135,3 @@ def in_our_words(error: click.ClickException) -> CafsError:
 def exit_code(error: CafsError) -> int:
     """2 for what the caller wrote, 1 for what happened."""
     return 2 if isinstance(error, UsageError) else 1
-
-
-def start_logging(options: LogOptions) -> None:
-    """Log to the file of the options, else to standard error."""
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    if options.log_file is not None:
-        handler = _file_handler(options.log_file)
-    handler.setFormatter(logging.Formatter(_FORMAT))
-    logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
-    for name in (
-        "httpx",
-        "httpcore",
-    ):  # which log whole URLs and heads: there may be secrets in them
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def log_to_syslog() -> None:
-    """From now on, to syslog where there is one: for a process that has left its terminal."""
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    handler: logging.Handler = logging.NullHandler()
-    with suppress(OSError):  # no syslog here, or nobody who listens
-        handler = logging.handlers.SysLogHandler("/dev/log")
-    handler.setFormatter(logging.Formatter("cafsfs[%(process)d]: %(message)s"))
-    root.addHandler(handler)
-    _queue_handlers()
-
-
-@contextmanager
-def _queued_log() -> Iterator[None]:
-    """Put a bounded queue and a thread between the loggers and their handlers.
-
-    What comes while the queue is full is lost. At the end there is a second for what it holds.
-    """
-    root = logging.getLogger()
-    before = root.handlers[:]
-    listener = _queue_handlers()
-    try:
-        yield
-    finally:
-        flush_log()
-        root.handlers[:] = before
-        listener.enqueue_sentinel()
-
-
-def _queue_handlers() -> logging.handlers.QueueListener:
-    root = logging.getLogger()
-    waiting: queue.Queue[logging.LogRecord] = queue.Queue(_LINES)
-    listener = logging.handlers.QueueListener(waiting, *root.handlers)
-    listener.start()  # a daemon thread: one that is stuck does not keep the process
-    root.handlers[:] = [_LossyQueueHandler(waiting)]
-    return listener
-
-
-class _LossyQueueHandler(logging.handlers.QueueHandler):
-    queue: queue.Queue[logging.LogRecord]
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """The queue is full: nobody reads the log, so nobody misses the line."""
-
-
-def flush_log() -> None:
-    """Wait up to a second until the lines in the queue are written."""
-    end = time.monotonic() + _DRAIN
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, _LossyQueueHandler):
-            while not handler.queue.empty() and time.monotonic() < end:
-                time.sleep(0.002)
-    time.sleep(0.002)  # for the line that has left the queue and is being written
-
-
-def _file_handler(path: Path) -> logging.Handler:
-    try:
-        return logging.FileHandler(path)
-    except OSError as error:
-        raise UsageError(
-            f"cannot log to `{path}`: {error.strerror}", hint="name another file with --log-file"
-        ) from None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from cafsfs.cli.options import QUIET, argument, flags_layer
-from cafsfs.cli.talk import start_logging
 from cafsfs.config import (
     Layer,
     LogOptions,
@@ -21,6 +20,7 @@ from cafsfs.config import (
     server_tables,
     toml_layers,
 )
+from cafsfs.report.logs import start_logging
 
 T = TypeVar("T")
 

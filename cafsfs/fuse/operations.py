@@ -62,7 +62,8 @@ def guarded(
             if not isinstance(error, NoSuchName | StaleInode):
                 # Whoever unmounts knows that readers fail: no line of warning for each of them.
                 level = logging.INFO if error is self.ending else logging.WARNING
-                log.log(level, "%s: %s", handler.__name__, error)
+                told = {"operation": name, "request": number, "error": type(error).__name__}
+                log.log(level, "%s: %s", handler.__name__, error, extra={"fields": told})
             result = _name_of(errno_of(error))
             raise pyfuse3.FUSEError(errno_of(error)) from None
         except Exception:
@@ -100,7 +101,11 @@ class Operations(pyfuse3.Operations):
         try:
             number = self.metrics.requests.begin(name)
             if log.isEnabledFor(logging.DEBUG):
-                log.debug("request %d: %s(%s)", number, name, ", ".join(map(_told, args)))
+                log.debug(
+                    "request %d: %s(%s)",
+                    *(number, name, ", ".join(map(_told, args))),
+                    extra={"fields": {"request": number, "operation": name}},
+                )
         except Exception:  # what is counted is no reason for a read to fail
             return 0
         return number
@@ -113,7 +118,12 @@ class Operations(pyfuse3.Operations):
             self.metrics.handler_errors += 1
             return
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("request %d: %s %s in %.6f s", number, name, result, seconds)
+            told = {"request": number, "operation": name, "result": result, "seconds": seconds}
+            log.debug(
+                "request %d: %s %s in %.6f s",
+                *(number, name, result, seconds),
+                extra={"fields": told},
+            )
 
     @property
     def ending(self) -> CafsError | None:

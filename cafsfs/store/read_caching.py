@@ -611,19 +611,32 @@ class ReadCachingStore(ContentStore):
         except CafsError as error:
             self._metrics.pull_errors += 1
             elapsed = trio.current_time() - began
-            log.info("pulling %s failed after %.3f s: %s", digest, elapsed, error)
+            told = {"hash": digest, "seconds": elapsed, "error": type(error).__name__}
+            log.info(
+                "pulling %s failed after %.3f s: %s",
+                *(digest, elapsed, error),
+                extra={"fields": told},
+            )
             raise
         except trio.Cancelled:
             elapsed = trio.current_time() - began
-            log.info("pulling %s was given up after %.3f s: nobody reads it", digest, elapsed)
+            told = {"hash": digest, "seconds": elapsed}
+            log.info(
+                "pulling %s was given up after %.3f s: nobody reads it",
+                *(digest, elapsed),
+                extra={"fields": told},
+            )
             raise
         finally:
             await self._cache.discard(partial)
         self._metrics.pulled_bytes += file.size
         self._metrics.received_bytes += stat.packed_size or file.size
+        elapsed = trio.current_time() - began
+        told = {"hash": digest, "bytes": file.size, "server": stat.source, "seconds": elapsed}
         log.info(
             "pulled %s: %d bytes from %s in %.3f s",
-            *(digest, file.size, stat.source, trio.current_time() - began),
+            *(digest, file.size, stat.source, elapsed),
+            extra={"fields": told},
         )
         return file
 

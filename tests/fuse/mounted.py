@@ -89,7 +89,7 @@ class Mounted:
 
     def _settled(self) -> bool:
         said = self.log.read_bytes()[self._began :]
-        return not self.daemon.runs or b" mounted " in said
+        return not self.daemon.runs or re.search(rb"\bmounted \w+:", said) is not None
 
     def _minor(self) -> int:
         lines = mount_lines(pid=self.daemon.pid)
