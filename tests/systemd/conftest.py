@@ -50,9 +50,8 @@ def machine(tree: Tree) -> Iterator[Machine]:
             yield made
 
 
-@pytest.fixture(scope="session")
-def serving(machine: Machine) -> Machine:
-    """The machine, with a store at ``URI`` that our unit serves."""
+def serve_store(machine: Machine) -> None:
+    """Have our unit serve a store at ``URI``."""
     machine.write("/etc/cafsfs/store.toml", _STORE)
     if machine.tree.python.startswith(("/root/", "/home/")):
         drop_in = f"/etc/systemd/system/{SERVER.replace('store', '')}.d/python.conf"
@@ -61,6 +60,12 @@ def serving(machine: Machine) -> Machine:
     done = machine.systemctl("start", SERVER)
     assert done.code == 0, machine.journal(SERVER)
     machine.run("install", "-d", "-o", "cafsfs", "/var/lib/cafsfs/store/data").ok()
+
+
+@pytest.fixture(scope="session")
+def serving(machine: Machine) -> Machine:
+    """The machine, with a store at ``URI`` that our unit serves."""
+    serve_store(machine)
     return machine
 
 
