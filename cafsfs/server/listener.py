@@ -24,6 +24,7 @@ from cafsfs.transport import Transport
 log = logging.getLogger(__name__)
 
 _BACKLOG = 512
+_INTERNET = {socket.AF_INET, socket.AF_INET6}
 # accept() fails with these when descriptors or memory run out: wait until some are free again.
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _OUT_OF_PAUSE = 0.1  # seconds
@@ -75,8 +76,10 @@ class CafsServer:
         """Listen and serve until ``stop``; tells the addresses (host, port) by task_status.
 
         On the sockets that are ``inherited``, and which it closes, if there are any. Raises
-        StoreError if the address cannot be listened on.
+        StoreError if the address cannot be listened on, and for a socket that is no TCP.
         """
+        for each in inherited:
+            _check_address(each)
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(e)) for e in inherited]
         try:
             listeners = listeners or await trio.open_tcp_listeners(
@@ -177,6 +180,15 @@ async def _outcome(session: Session) -> str:
 def _refusals(tally: Tally) -> str:
     more = tally.refusals - len(tally.refused)
     return "; ".join([*tally.refused, *([f"and {more} more"] if more else [])]) or "-"
+
+
+def _check_address(sock: socket.socket) -> None:
+    """Who comes by another kind has no address by which he could be let in, or be named."""
+    if sock.family not in _INTERNET or sock.type is not socket.SOCK_STREAM:
+        raise StoreError(
+            f"cannot serve on a socket that is no TCP, but {sock.family.name}",
+            hint="in a socket unit, name an address and a port: ListenStream=127.0.0.1:2403",
+        )
 
 
 def _peer(sock: trio.socket.SocketType) -> tuple[str, str]:

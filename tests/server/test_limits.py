@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -226,3 +227,17 @@ async def test_a_blob_at_the_end_of_a_pull_is_whole_for_a_patient_client(tmp_pat
         digest = stand.keep_content(content)
         expected = take(digest, len(content) + 16) + pack(content)
         assert await client.ask(pull(digest), len(expected)) == expected
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+async def test_a_socket_of_a_supervisor_is_one_of_tcp(
+    tmp_path: Path, kind: socket.SocketKind
+) -> None:
+    """The gate goes by the client's address, and one of a unix socket has none."""
+    family = socket.AF_UNIX if kind is socket.SOCK_STREAM else socket.AF_INET
+    with (
+        socket.socket(family, kind) as sock,
+        pytest.raises(StoreError, match="no TCP, but AF_") as caught,
+    ):
+        await CafsServer(tmp_path).serve("127.0.0.1", 0, inherited=[sock])
+    assert "ListenStream=" in str(caught.value.hint)
