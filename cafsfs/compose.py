@@ -309,6 +309,14 @@ def tell_mounts(cache: DiskCache, digests: Collection[Digest] | None) -> None:
         )
 
 
+RELOAD = "reload"
+"""Command of the control socket: have all that can change while mounted be as configured now.
+
+``mountpoint`` names the mount that is meant (null: any), ``options`` are those of a remount, by
+name and as text; they win over all others. The answer says whether it was ``concerned``, which
+options have ``changed``, and which are ``fixed``: they have another value than is asked for, and
+would need a new mount."""
+
 WRITE_INDEX = "write-index"
 """Command of the control socket: write what is known of that ``cache`` to its index now."""
 

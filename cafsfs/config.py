@@ -722,14 +722,20 @@ _FLAGS_ONLY: Mapping[str, Callable[[str], object]] = {
     "foreground": parse_bool,
 }
 _PASSED = frozenset({"noexec", "noatime", "nodiratime", "dirsync"})
+# What mount(8) finds in mountinfo, and repeats when it remounts.
+_OF_THE_KERNEL = frozenset({"user_id", "group_id", "max_read", "blksize"})
 
 
 @dataclass(frozen=True, slots=True)
 class MountArguments:
-    """``-o`` taken apart: our options, and what the kernel is told as it is."""
+    """``-o`` taken apart: our options, and what the kernel is told as it is.
+
+    ``remount``: what is mounted there is to be changed, and nothing mounted.
+    """
 
     layer: Layer
     kernel: tuple[str, ...]
+    remount: bool = False
 
 
 def parse_mount_options(texts: Sequence[str], *, sloppy: bool = False) -> MountArguments:
@@ -743,18 +749,24 @@ def parse_mount_options(texts: Sequence[str], *, sloppy: bool = False) -> MountA
     kernel: list[str] = []
     known = {*option_names(*IN_MOUNT_OPTIONS), *_FLAGS_ONLY}
     known -= FOR_UPLOADS
-    for text in texts:
-        for part in re.findall(r"(?:[^,\\]|\\.|\\\Z)+", text, re.DOTALL):
-            key, equals, value = part.replace("\\,", ",").partition("=")
-            name = key.replace("-", "_")
-            if name in known:
-                ours[name] = value if equals else "true"
-                if name in _FLAGS_ONLY:
-                    _parse(_FLAGS_ONLY[name], name, ours[name], "-o")
-            elif key in _PASSED:
-                kernel.append(key)
-            elif key in _IGNORED or key.startswith(("x-", "X-", "_")):
-                continue
-            elif not sloppy:
-                raise unknown_option(key, sorted(known), "-o")
-    return MountArguments(Layer("-o", ours), tuple(dict.fromkeys(kernel)))
+    parts = [
+        part.replace("\\,", ",")
+        for text in texts
+        for part in re.findall(r"(?:[^,\\]|\\.|\\\Z)+", text, re.DOTALL)
+    ]
+    remount = "remount" in parts
+    ignored = _IGNORED | {"remount"} | (_OF_THE_KERNEL if remount else frozenset())
+    for part in parts:
+        key, equals, value = part.partition("=")
+        name = key.replace("-", "_")
+        if name in known:
+            ours[name] = value if equals else "true"
+            if name in _FLAGS_ONLY:
+                _parse(_FLAGS_ONLY[name], name, ours[name], "-o")
+        elif key in _PASSED:
+            kernel.append(key)
+        elif key in ignored or key.startswith(("x-", "X-", "_")):
+            continue
+        elif not sloppy:
+            raise unknown_option(key, sorted(known), "-o")
+    return MountArguments(Layer("-o", ours), tuple(dict.fromkeys(kernel)), remount)

@@ -678,7 +678,6 @@ def test_some_options_are_the_kernels() -> None:
     [
         ("allow_otter", "did you mean `allow-other`?"),
         ("cachesize=1", "did you mean `cache-size`?"),
-        ("remount", "`cafsfs config show` lists the options"),
         ("listen=h:1", "`cafsfs config show` lists the options"),
         ("replicas=2", "`cafsfs config show` lists the options"),
     ],

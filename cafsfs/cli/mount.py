@@ -24,6 +24,7 @@ import trio
 from cafsfs.cli.completing import complete_directory
 from cafsfs.cli.options import argument, with_options
 from cafsfs.cli.readiness import answers, feed_watchdog, wait_until_it_answers
+from cafsfs.cli.remount import remount
 from cafsfs.cli.supervisor import notify
 from cafsfs.cli.talk import run_daemon
 from cafsfs.cli.target import find_target
@@ -107,6 +108,9 @@ def mount(
         mount=target.resolve(MountOptions),
         kernel_options=arguments.kernel,
     )
+    if arguments.remount:
+        remount(point, given)
+        return
     if not background_child:
         check_mount_point(point, nonempty=plan.mount.nonempty)
     foreground = foreground or parse_bool(given.get("foreground", "false"))

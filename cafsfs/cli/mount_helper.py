@@ -36,7 +36,8 @@ def mount(arguments: list[str]) -> int:
     ours = [f"{name}={value}".replace(",", "\\,") for name, value in parsed.layer.values.items()]
     # An -o each, for a value may end with a backslash. With --, a SPEC that begins with a dash is
     # no option.
-    given = [word for each in [*ours, *parsed.kernel] for word in ("-o", each)]
+    asked = [*ours, *parsed.kernel, *(["remount"] if parsed.remount else [])]
+    given = [word for each in asked for word in ("-o", each)]
     code = invoke(["mount", *given, "--", *words])
     return {0: 0, 2: _WRONG_CALL}.get(code, _MOUNT_FAILED)
 

@@ -1,0 +1,32 @@
+"""``mount -o remount``: nothing is mounted; the daemon of the mount is asked to change what it can.
+
+The mount itself is never looked at, it may hang.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cafsfs.compose import RELOAD
+from cafsfs.control import ask_all
+from cafsfs.errors import MountError
+from cafsfs.fuse import mounts
+
+
+def remount(point: str, options: Mapping[str, str]) -> None:
+    """Have ``options`` be in force there; raises MountError with those that cannot be."""
+    there = mounts.find_mount(point)
+    if there is None or there.fstype != mounts.FSTYPE:
+        raise MountError(
+            f"cannot remount `{point}`: no mount of cafsfs is there", hint="leave out `remount`"
+        )
+    again = f"unmount it, and mount it again: cafsfs unmount {point}"
+    answers = ask_all({"command": RELOAD, "mountpoint": point, "options": dict(options)})
+    concerned = [each for each in answers.values() if each.get("concerned")]
+    if not concerned:
+        raise MountError(f"cannot remount `{point}`: its daemon does not answer", hint=again)
+    fixed = [str(name).replace("_", "-") for each in concerned for name in each.get("fixed", [])]
+    if fixed:
+        raise MountError(
+            f"cannot change while `{point}` is mounted: {', '.join(fixed)}", hint=again
+        )
