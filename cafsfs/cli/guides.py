@@ -34,7 +34,7 @@ from cafsfs.report.families import (
 # In the order in which somebody new would read them.
 TOPICS = (
     *("quickstart", "configuration", "operating", "troubleshooting", "metrics"),
-    *("security", "library", "protocol"),
+    *("semantics", "security", "library", "protocol"),
 )
 WIDTH = 79
 

@@ -163,6 +163,32 @@ def test_the_commands_of_an_option_have_it() -> None:
                 assert name in names
 
 
+# --- semantics
+
+
+def test_every_sentence_of_the_semantics_has_its_test() -> None:
+    """Bullets of one sentence each, with notes that name tests, and nothing else but headings."""
+    source = (GUIDES / "semantics.rst").read_text().split("\n\n", 2)[2]  # behind the opening
+    source = re.sub(r"^.+\n-{4,}\n", "", source, flags=re.MULTILINE)
+    bullets = re.split(r"^(?=- )", source, flags=re.MULTILINE)
+    assert bullets.pop(0).strip() == ""
+    assert len(bullets) > 60
+    for each in bullets:
+        sentence, *notes = (part for part in re.split(r"\n{2,}", each) if part.strip())
+        assert re.fullmatch(r"- [^.]+(\.[^\s.][^.]*)*\.(\*\*)?", sentence), sentence
+        named = "\n".join(notes).splitlines()
+        assert named, sentence
+        assert all(re.fullmatch(r"  \.\. test: tests/\S+\.py::test_\w+", note) for note in named)
+
+
+def test_guides_that_guides_and_readme_name_are_there() -> None:
+    texts = [read_guide(topic, cafsfs) for topic in TOPICS]
+    texts.append((REPOSITORY / "README.md").read_text())
+    named = {name for text in texts for name in re.findall(r"cafsfs help\s+([a-z]+)`", text)}
+    assert named <= {*TOPICS, *cafsfs.commands}
+    assert set(TOPICS) <= set(re.findall(r"cafsfs/guide/(\w+)\.rst", texts[-1]))
+
+
 # --- troubleshooting
 
 
