@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 ONCE ?=
 prefix ?= /usr/local
 DESTDIR ?=
@@ -17,7 +18,7 @@ spread := --dist=worksteal --numprocesses
 findings = echo 'error: the linters have findings, shown above the tests' >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format bench man completion install uninstall clean $(linters)
+.PHONY: help demo test check lint format bench soak man completion install uninstall clean $(linters)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +94,10 @@ install: ## cafsfs, its units, helpers and man pages below prefix=/usr/local; DE
 
 uninstall: ## take away what `make install` has put there, with the same prefix and DESTDIR
 	@.ci/install uninstall
+
+soak: ## ten minutes of random faults under readers; SOAK_ARGS='--minutes 1 --seed N'
+	@.ci/bootstrap --fuse dev
+	@$(bin)/python -m tests.soak $(SOAK_ARGS)
 
 clean: ## remove all that make has made, .venv too
 	@rm -rf .venv .systemd build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

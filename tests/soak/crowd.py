@@ -89,26 +89,36 @@ class Failed(Exception):
 def read_whole(path: str, source: str, chance: random.Random) -> bool:
     with open(path, "rb", buffering=0) as file, open(source, "rb") as right:
         pieces: Iterator[bytes] = iter(lambda: file.read(_PIECE), b"")
-        return all(piece == right.read(len(piece)) for piece in pieces) and not right.read(1)
+        # To the end: only who gets there without an error has a promise that all was right.
+        equal = [piece == right.read(len(piece)) for piece in pieces]
+        return all(equal) and not right.read(1)
 
 
 def read_piece(path: str, source: str, chance: random.Random) -> bool:
-    with open(path, "rb", buffering=0) as file, open(source, "rb") as right:
-        size = os.fstat(right.fileno()).st_size
-        at = chance.randrange(size)
-        piece = os.pread(file.fileno(), _PIECE, at)
-        return piece == os.pread(right.fileno(), _PIECE, at)
+    with open(path, "rb", buffering=0) as file:
+        at = chance.randrange(os.stat(source).st_size)
+        return _is_right(file.fileno(), at, memoryview(bytearray(_PIECE)), source)
 
 
 def read_direct(path: str, source: str, chance: random.Random) -> bool:
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
-        with mmap.mmap(-1, _PIECE) as buffer, open(source, "rb") as right:
-            at = chance.randrange(os.fstat(right.fileno()).st_size) // _PAGE * _PAGE
-            count = os.preadv(file, [buffer], at)
-            return buffer[:count] == os.pread(right.fileno(), _PIECE, at)
+        at = chance.randrange(os.stat(source).st_size) // _PAGE * _PAGE
+        return _is_right(file, at, memoryview(mmap.mmap(-1, _PIECE)), source)
     finally:
         os.close(file)
+
+
+def _is_right(file: int, at: int, buffer: memoryview, source: str) -> bool:
+    """Read as programs do: what comes short goes on, with an error if the kernel has met one."""
+    with open(source, "rb") as right:
+        good = os.pread(right.fileno(), len(buffer), at)
+    count = 0
+    while count < len(good) and (got := os.preadv(file, [buffer[count:]], at + count)):
+        count += got
+        if (at + count) % _PAGE:  # the end; a direct read could not go on there
+            break
+    return buffer[:count] == good
 
 
 def copy(path: str, source: str, chance: random.Random) -> bool:
@@ -138,6 +148,7 @@ def _program(*command: str) -> bytes:
 Way = Callable[[str, str, random.Random], bool]
 # Programs cost a hundred times a read, so there are fewer of them.
 WAYS: dict[Way, int] = {read_whole: 20, read_piece: 20, read_direct: 20, copy: 2, map_all: 1}
+IN_PART = {read_piece.__name__, read_direct.__name__}
 
 
 class Crowd:
