@@ -40,7 +40,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit_of_a_user(machine: Machine) -
     ("unit", "at_most"), [("cafsfs@.service", 4.4), ("cafsfs-serve@.service", 1.3)]
 )
 def test_what_systemd_thinks_of_the_hardening(machine: Machine, unit: str, at_most: float) -> None:
-    """0 is a service that can do nothing, 10 one that can do all; README states these numbers."""
+    """0 is a service that can do nothing, 10 one that can do all; a guide states these."""
     done = machine.run("systemd-analyze", "security", "--offline=true", f"{UNITS}/{unit}").ok()
     found = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.text)
     assert found
