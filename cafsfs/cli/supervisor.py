@@ -2,9 +2,7 @@
 
 A daemon must not touch its own mount: if a handler hangs, it could not even be killed. And it
 cannot ask itself whether it is well. So a child asks, which holds no descriptor of the session, and
-tells the supervisor itself that the mount answers. Its questions serve another end, too: pyfuse3
-reads requests with the GIL held, and one that is withdrawn at the wrong moment stops all threads
-until the next one comes.
+tells the supervisor itself that the mount answers.
 
 The child runs this file by itself, without `site`: nothing but the standard library in here, and
 little of that. It has 9 MiB, of which it shares most with others.

@@ -13,8 +13,9 @@ import errno
 import logging
 import os
 import select
+import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pyfuse3
 import trio
@@ -40,6 +41,7 @@ _DROPPERS = 8  # threads
 _UNASKED_BACKGROUND = 12  # page-cache requests at once, where the kernel was not asked for more
 _LEFT_FREE = 4  # of them, for reads of other blobs than the stalled ones
 _NUDGE = 0.05  # seconds between attempts to end pyfuse3's first loop
+_LONGEST_FREEZE = 2.0  # seconds; a wake-up so often costs nothing that could be measured
 
 
 class Session:
@@ -115,7 +117,8 @@ class Session:
             nursery.start_soon(ready)
             self._running = self._served = True
             try:
-                await pyfuse3.main(max_tasks=_MAX_TASKS)
+                with _interrupted_now_and_then():
+                    await pyfuse3.main(max_tasks=_MAX_TASKS)
             finally:
                 self._running = False
                 nursery.cancel_scope.cancel()
@@ -246,6 +249,24 @@ class Session:
             )
         except CafsError as error:
             log.warning("%s", error)
+
+
+@contextlib.contextmanager
+def _interrupted_now_and_then() -> Iterator[None]:
+    """Have the main thread interrupted, for it may be frozen.
+
+    pyfuse3 reads a request when it has seen that there is one, blocking and with the GIL held. If
+    it has been withdrawn by then, for its process was killed, all threads stand still until the
+    next one comes (tried). A signal fails that read with EINTR, and pyfuse3 waits again as it
+    should; a descriptor that does not block would end its loop.
+    """
+    before = signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, _LONGEST_FREEZE, _LONGEST_FREEZE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _forget(inode: int, attributes_only: bool) -> None:
