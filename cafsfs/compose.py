@@ -119,10 +119,8 @@ async def open_store(
         budget=budget,
         parking=parking,
     )
-    try:
+    async with network:
         yield network.store(compression=compression, replicas=replicas)
-    finally:
-        await network.aclose()
 
 
 def outage(store: ContentStore) -> Outage | None:

@@ -156,7 +156,8 @@ async def test_credentials_reach_every_connection(
     async with open_store(parse_uri("cafs://h,g/r"), options) as store:
         with pytest.raises(Unreachable):
             await store.stat(hash_bytes(CONTENT))
-    assert [each.required for each in seen] == [auth == "required"] * 2
+    assert len(seen) >= 2  # who does not answer is greeted, too
+    assert {each.required for each in seen} == {auth == "required"}
     assert all(each.secret is not None for each in seen)
 
 

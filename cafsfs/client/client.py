@@ -133,12 +133,9 @@ class CafsClient:
         self._replicas = replicas
         self._connections = connections_per_server
         self._limiter = trio.CapacityLimiter(WORKERS)
-        self._background = trio.open_nursery()
-        self._tasks: trio.Nursery | None = None
 
     async def __aenter__(self) -> Self:
-        self._tasks = await self._background.__aenter__()
-        self._network.router.work_in(self._tasks)
+        await self._network.__aenter__()
         return self
 
     async def __aexit__(
@@ -147,12 +144,7 @@ class CafsClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._tasks is not None:
-            self._network.router.work_in(None)  # who goes on to use us must not start tasks there
-            self._tasks.cancel_scope.cancel()
-            # Not told of ``error``, which it would put into a group.
-            await self._background.__aexit__(None, None, None)
-        await self.aclose()
+        await self._network.__aexit__(kind, error, traceback)
 
     async def aclose(self) -> None:
         """Close the idle connections, and those in use when they are done."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import trio
 
@@ -53,10 +54,11 @@ class NetworkOptions:
 class Network:
     """The servers ``members``, which serve ``root``, and ``mirrors``, the last to be asked.
 
-    With ``nursery`` those that are down are greeted in the background, and the times of all are
-    measured. With ``parking``, as a mount wants it, operations fail at once while no server can be
-    reached, in that nursery; see RemoteStore on the rest. Raises UsageError for a bad root, and
-    for mirrors over http where authentication is required.
+    Within ``async with`` those that are down are greeted in the background, and the times of all
+    are measured; it closes the network, too. With ``parking``, as a mount wants it, that is done in
+    that nursery, and operations fail at once while no server can be reached; see RemoteStore on the
+    rest. Raises UsageError for a bad root, and for mirrors over http where authentication is
+    required.
     """
 
     def __init__(
@@ -68,7 +70,6 @@ class Network:
         options: NetworkOptions,
         limiter: trio.CapacityLimiter,
         budget: MemoryBudget,
-        nursery: trio.Nursery | None = None,
         parking: trio.Nursery | None = None,
     ) -> None:
         if options.credentials.required:
@@ -95,9 +96,30 @@ class Network:
                 *(Place(Site(name=each.name, last=True), each) for each in self._mirrors),
             ],
             zone=options.zone,
-            nursery=parking or nursery,
+            nursery=parking,
             fail_fast=parking is not None,
         )
+        self._background = None if parking is not None else trio.open_nursery()
+        self._tasks: trio.Nursery | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._background is not None:
+            self._tasks = await self._background.__aenter__()
+            self.router.work_in(self._tasks)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._background is not None and self._tasks is not None:
+            self.router.work_in(None)  # who goes on to use us must not start tasks there
+            self._tasks.cancel_scope.cancel()
+            # Not told of ``error``, which it would put into a group.
+            await self._background.__aexit__(None, None, None)
+        await self.aclose()
 
     def store(
         self, *, compression: Compression = Compression.NONE, replicas: int = 1
