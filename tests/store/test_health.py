@@ -130,7 +130,22 @@ def test_waits_double_up_to_a_bound_and_are_drawn_by_lot() -> None:
         waits.append(health.until - 100)
     assert waits == [FIRST_WAIT, 2, 4, 8, LAST_WAIT, LAST_WAIT, LAST_WAIT, LAST_WAIT]
     assert health.opened("no greeting", 100, 0.25).until == 100 + LAST_WAIT / 4
+    health = health.opened("no greeting", 110, 0.25)
     assert health.since == 100
+
+
+def test_an_outage_may_last_for_days() -> None:
+    health = Health()
+    for number in range(20_000):
+        health = health.opened("no greeting", number * LAST_WAIT, 1.0)
+    assert health.until == 20_000 * LAST_WAIT
+
+
+def test_of_lies_no_more_are_kept_than_count() -> None:
+    health = Health()
+    for number in range(100):
+        health = health.lied(number)
+    assert len(health.lies) == LIES
 
 
 def test_suspicion_passes_with_time() -> None:
@@ -259,6 +274,17 @@ def test_what_is_equally_near_is_spread_by_weight_and_stays_where_it_was() -> No
     assert first[0] == pytest.approx(len(DIGESTS) / 4, abs=35)  # four standard deviations
 
 
+def test_who_is_distrusted_is_written_to_after_the_others_of_his_zone() -> None:
+    members = [*named("a", "b", zone="eu"), *named("c", zone="us")]
+    for digest in DIGESTS[:20]:
+        states = near(None, None, None)
+        first, second, last = writing_order(members, states, zone="eu", now=1, digest=digest)
+        assert last == 2
+        states[first] = states[first].left("slow", 0)
+        order = writing_order(members, states, zone="eu", now=1, digest=digest)
+        assert order == [second, first, 2]
+
+
 def test_only_the_blobs_of_a_server_that_goes_change_hands() -> None:
     members = named("a", "b", "c", "d")
     states = near(None, None, None, None)
@@ -293,6 +319,13 @@ def test_late_is_what_nineteen_of_twenty_are_not(times: list[float]) -> None:
     known = times[: len(times) // 20 * 20][-200:]
     assert sum(each > late for each in known) <= len(known) / 20
     assert late >= 0.005
+
+
+def test_a_long_time_without_second_requests_saves_up_for_ten() -> None:
+    hedging = Hedging()
+    for _ in range(5000):
+        hedging.begin()
+    assert sum(hedging.spend() for _ in range(50)) == 10
 
 
 @given(st.lists(st.booleans(), max_size=2000))

@@ -26,7 +26,9 @@ from cafsfs.errors import (
 )
 from cafsfs.packing import hash_bytes
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentStore
+from cafsfs.store.health import Health, Site
 from cafsfs.store.memory import MemorySource
+from cafsfs.store.router import Router
 from cafsfs.store.routing import RoutingStore
 from tests.store.routes import routed
 from tests.store.samples import ABSENT, FullDisk, pull, pull_many, stat_many
@@ -557,8 +559,62 @@ async def test_a_probe_that_breaks_shows_and_ends_nothing_else(
     line = Line(down=Unreachable)
     store = routed(line, nursery=nursery, fail_fast=True)
     await begin_outage(store)
-    line.errors = [ZeroDivisionError("a bug")]
+    line.errors = [LookupError("a bug")]
     line.down = None
     await trio.sleep(1.5)
     assert not is_out(store)
     assert await pull(store, DIGEST) == CONTENT
+
+
+# --- what is remembered, and done now and then
+
+
+def router_of(*sites: Site, nursery: trio.Nursery | None = None) -> tuple[Router, list[Line]]:
+    lines = [Line() for _ in sites]
+    return routed(*lines, sites=sites, nursery=nursery).router, lines
+
+
+async def test_of_wrong_blobs_only_so_many_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cafsfs.store.router._REMEMBERED", 3)
+    router, _ = router_of(Site(name="0"), Site(name="1", priority=1))
+    liar, other = router.places
+    digests = [hash_bytes(b"%d" % number) for number in range(5)]
+    for each in digests:
+        router.failed(liar, CorruptBlob("wrong bytes"), each)
+    liar.health = Health()  # so that only what it had of these blobs counts
+    first = [router.readers(each)[0][0] for each in digests]
+    assert first == [liar, liar, other, other, other]
+
+
+async def test_wrong_bytes_are_an_answer(expect_log: Announce) -> None:
+    expect_log("0 is down")
+    router, _ = router_of(Site(name="0"), Site(name="1"))
+    place = router.places[0]
+    router.failed(place, Unreachable("nobody is there"), None)
+    router.failed(place, CorruptBlob("wrong bytes"), DIGEST)
+    assert not place.down
+
+
+async def test_absent_is_no_error() -> None:
+    router, _ = router_of(Site(name="0"))
+    router.failed(router.places[0], BlobNotFound(DIGEST), DIGEST)
+    assert router.states()[0].errors == 0
+
+
+async def test_times_are_looked_for_once_a_second_and_not_of_last_sources(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """What greets in vain, or breaks, is not greeted again by each lookup."""
+    router, lines = router_of(
+        Site(name="0"), Site(name="1"), Site(name="mirror", last=True), nursery=nursery
+    )
+    for each in lines:
+        each.errors = [ServerRefused("no greeting, but an answer")] * 100
+    for _ in range(20):
+        router.readers(DIGEST)
+        await trio.sleep(0.5)
+        for place in router.places:
+            place.health = Health()
+    assert [len(each.probed_at) for each in lines] == [10, 10, 0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Awaitable, Callable, Collection
 from itertools import product
 
@@ -186,6 +188,45 @@ async def test_of_a_batch_the_next_store_is_asked_for_what_is_left(
         wanted[4]: BlobNotFound,
     }
     assert (len(first.calls), len(second.calls)) == (5, 3)
+
+
+async def test_a_full_disk_here_is_no_reason_to_ask_another_for_a_batch() -> None:
+    class Full(MemoryDestination):
+        def write(self, data: bytes | memoryview, /) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    second = make("ok")
+    wanted = Wanted(DIGEST, Full())
+    failures = await routed(make("ok"), second).pull_many([wanted])
+    assert isinstance(failures[wanted], OSError)
+    assert second.calls == []
+
+
+async def test_wrong_bytes_in_a_batch_count_as_alone(expect_log: Callable[[str], None]) -> None:
+    expect_log("going on with the next server: wrong bytes")
+    first, second = make("ok"), make("ok")
+    store = routed(first, second)
+    for number, verb in enumerate((pull_many, pull)):
+        first.errors = [CorruptBlob("wrong bytes")] * (1 - number)
+        assert await verb(store, DIGEST) == CONTENT
+    assert (len(first.calls), len(second.calls)) == (1, 2)
+    assert store.router.states()[0].wrong_hashes == 1
+
+
+async def test_a_large_blob_is_looked_at_once_by_each(expect_log: Callable[[str], None]) -> None:
+    expect_log("going on with the next server: it is tired")
+
+    class Tired(ScriptedStore):
+        async def stat(self, digest: Digest) -> BlobStat:
+            stat = await super().stat(digest)
+            if self.calls.count("stat") > 1:
+                raise ServerRefused("it is tired")
+            return stat
+
+    content = bytes(SMALL)
+    first, second = Tired(content), ScriptedStore(content)
+    assert (await routed(first, second).stat(hash_bytes(content))).size == SMALL
+    assert (len(first.calls), len(second.calls)) == (2, 1)  # the first of the two was SIZE
 
 
 # --- several replicas
@@ -403,6 +444,15 @@ class CountingSink:
         self.written += len(data)
 
 
+async def test_of_small_blobs_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cafsfs.store.routing._KNOWN", 3)
+    contents = [b"%d" % number for number in range(9)]
+    store = routed(ScriptedStore(*contents), ScriptedStore(*contents))
+    for each in contents:
+        await store.stat(hash_bytes(each))
+    assert len(store._small) == 3
+
+
 async def test_a_large_blob_is_pulled_once(autojump_clock: MockClock) -> None:
     content = bytes(SMALL)
     slow, quick = Slow(0, content), Slow(0.01, content)
@@ -592,6 +642,43 @@ async def test_a_blob_is_not_absent_because_who_was_left_has_it_no_more(
     broken.breaks_off = True
     with pytest.raises(ConnectionBroken):
         await pull(routed(slow, broken), hash_bytes(BLOB))
+
+
+async def test_who_comes_next_may_read_the_blob_from_its_disk_too(
+    autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    class Reading(Tap):
+        async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+            await trio.sleep(8)
+            return await super().pull(digest, sink)
+
+    expect_log(LEAVING)
+    dry, reading, third = Tap(0.01, dry_after=30), Reading(0.001), Tap(0.001)
+    assert await pull(routed(dry, reading, third), hash_bytes(BLOB)) == BLOB
+    assert "pull" not in third.calls
+
+
+async def test_who_is_in_the_middle_of_a_blob_is_not_to_blame_if_nobody_wants_it_any_more(
+    autojump_clock: MockClock,
+) -> None:
+    store = routed(Tap(0.5), Tap(0.5))
+    with trio.move_on_after(30):
+        await pull(store, hash_bytes(BLOB))
+    assert [(each.state, each.left) for each in store.router.states()] == [("up", 0)] * 2
+
+
+async def test_who_sends_nothing_and_is_found_to_be_down_is_left_at_once(
+    autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("0 is down")
+    expect_log(LEAVING + "sends nothing of .*, and is down")
+    dying, other = Tap(0.01, dry_after=30), Tap(0.001)
+    store = routed(dying, other)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pull, store, hash_bytes(BLOB))
+        await trio.sleep(0.5)
+        store.router.failed(store.router.places[0], Unreachable("nobody is there"), None)
+    assert trio.current_time() < 4
 
 
 def test_our_own_slow_disk_is_not_the_servers_fault() -> None:
