@@ -224,6 +224,11 @@ class Transport:
                 self.sent += sent
                 return sent
 
+    @property
+    def is_encrypted(self) -> bool:
+        """True if what travels is encrypted."""
+        return self._ciphers is not None
+
     def seems_alive(self) -> bool:
         """False if the peer has closed, or has sent something that nobody asked for.
 

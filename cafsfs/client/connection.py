@@ -103,7 +103,7 @@ class ServerConnection:
         self._closed = False
         self._waits_for = _GREETING
         self.uses = 0  # commands so far; 0 on a fresh connection
-        self.version = 1  # of the protocol that is spoken
+        self._version = 1
         self.round_trips = 3  # that it took to be ready: connecting, the greeting, the verdict
         # When an answer or a body last moved, on Trio's clock; in the future where the server has
         # reason to be silent until then. The greeting moves nothing: a frozen server may greet.
@@ -159,6 +159,12 @@ class ServerConnection:
         """True if the next command may be sent on it."""
         return not self._closed and self._wire.at_rest and self._transport.seems_alive()
 
+    @property
+    def protocol(self) -> str:
+        """The version that is spoken: ``001``, ``002``, or ``002-encrypted``."""
+        encrypted = "-encrypted" if self._transport.is_encrypted else ""
+        return f"{self._version:03d}{encrypted}"
+
     def close(self) -> None:
         """Close at once."""
         self._closed = True
@@ -187,7 +193,7 @@ class ServerConnection:
                 hear=hear,
             )
             await authenticate(line, credentials.secret, root)
-            self.version = 2
+            self._version = 2
         elif credentials.required:
             raise AuthenticationFailed(
                 f"{self._server} offers no authentication",

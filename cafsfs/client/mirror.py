@@ -110,6 +110,11 @@ class MirrorStore(PackedStore):
         await self._web.aclose()
 
     @property
+    def protocol(self) -> str:
+        """``http`` or ``https``."""
+        return self.name.partition(":")[0]
+
+    @property
     def ranges(self) -> str:
         """``sound``, ``unsound`` or ``untested``: whether it answers ranges of a blob rightly."""
         return self._ranges

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +42,8 @@ from cafsfs.store.contracts import (
 )
 from cafsfs.store.memory import MemoryBody
 from cafsfs.wire import MAX_ROOT
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -83,6 +86,8 @@ class RemoteStore(PackedStore):
         credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         self.name = str(server)
+        self.protocol: str | None = None  # what was spoken last; see ServerConnection
+        self._has_secret = credentials.secret is not None
         self._deadlines = deadlines or Deadlines()
         resolver = Resolver(server.host, server.port)
         opening = partial(
@@ -139,6 +144,7 @@ class RemoteStore(PackedStore):
         began = trio.current_time()
         connection = await self._open_hurriedly()
         connection.close()
+        self._note_protocol(connection.protocol)
         return (trio.current_time() - began) / connection.round_trips
 
     async def find_absent(self, digests: Collection[Digest]) -> set[Digest]:
@@ -187,6 +193,17 @@ class RemoteStore(PackedStore):
                 f"{self.name} was busy with other probes for {patience:.0f} s",
                 hint="each has it read a large blob from its disk; try again, with fewer at once",
             ) from None
+
+    def _note_protocol(self, protocol: str) -> None:
+        if protocol == self.protocol:
+            return
+        self.protocol = protocol
+        if self._has_secret and protocol == "001":
+            log.warning(
+                "%s offers no authentication, though we have a secret: it goes on in the clear;"
+                " `--auth required` would refuse that",
+                self.name,
+            )
 
     async def _glimpse(self, digest: Digest) -> PackedStat | None:
         """What a sound server tells in one round trip; None if that is of no use."""
@@ -365,6 +382,7 @@ class RemoteStore(PackedStore):
         been idle, and the server (or a firewall) had closed it.
         """
         connection = await pool.acquire()
+        self._note_protocol(connection.protocol)
         reused = connection.uses > 0
         try:
             return connection, await operation(connection)

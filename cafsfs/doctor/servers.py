@@ -104,7 +104,7 @@ async def _look_at_server(
     except CafsError as error:
         return [broken(str(error), error.hint or _REACH)]
     trip = (trio.current_time() - began) / connection.round_trips
-    spoken = f"{server} speaks version {connection.version:03d}, {trip * 1000:.1f} ms away"
+    spoken = f"{server} speaks version {connection.protocol}, {trip * 1000:.1f} ms away"
     try:
         known = await _find(connection, hashes)
     except CafsError as error:
@@ -112,7 +112,7 @@ async def _look_at_server(
     finally:
         connection.close()
     seen = fine(spoken)
-    if with_secret and connection.version == 1:
+    if with_secret and connection.protocol == "001":
         seen = advice(
             f"{spoken}: it authenticates nobody, though we have a secret",
             "give it the secret (cafsfs serve --secret-file FILE); --auth required leaves it out",

@@ -55,6 +55,10 @@ class Source(Protocol):
     """What one place is asked that costs it little."""
 
     @property
+    def protocol(self) -> str | None:
+        """What it speaks: a version of CAFS as ``001``, or ``https``; None where nobody knows."""
+
+    @property
     def ranges(self) -> str:
         """``sound``, ``unsound`` or ``untested``: whether it answers ranges of a blob rightly."""
 
@@ -99,9 +103,11 @@ class PlaceState:
 
     ``state`` is up, suspect (asked after the others) or down (not asked, but greeted by and by),
     and ``reason`` says why, ``down_for`` for how many seconds. ``seconds`` is a round trip,
-    ``rate`` bytes a second of large blobs: averages, None where nothing was measured. ``ranges``:
-    sound, unsound or untested. ``wrong_hashes`` counts blobs of which it had wrong bytes, ``left``
-    pulls that went on elsewhere because it was slow. Counts are since the beginning.
+    ``rate`` bytes a second of large blobs: averages, None where nothing was measured. ``protocol``
+    is what it was spoken to in last: 001, 002 (authenticated, then in the clear), 002-encrypted, or
+    https. ``ranges``: sound, unsound or untested. ``wrong_hashes`` counts blobs of which it had
+    wrong bytes, ``left`` pulls that went on elsewhere because it was slow. Counts are since the
+    beginning.
     """
 
     name: str
@@ -113,6 +119,7 @@ class PlaceState:
     weight: float
     seconds: float | None
     rate: float | None
+    protocol: str | None
     ranges: str
     requests: int
     errors: int
@@ -381,6 +388,7 @@ class Router:
             weight=site.weight,
             seconds=health.seconds,
             rate=health.rate,
+            protocol=place.source.protocol,
             ranges=place.source.ranges,
             requests=place.requests,
             errors=place.errors,

@@ -117,6 +117,32 @@ async def test_each_thing_that_a_client_does(
             connection.close()
 
 
+SPOKEN = {
+    "no secret": "001",
+    "a secret that is not asked for": "001",
+    "optional, without": "001",
+    "optional": "002",
+    "optional, demanded": "002",
+    "required": "002-encrypted",
+    "required, demanded": "002-encrypted",
+}
+
+
+@pytest.mark.parametrize("mode", SPOKEN)
+async def test_what_is_spoken_is_told_and_a_secret_that_does_not_help_is_said(
+    tmp_path: Path, mode: str, expect_log: Callable[[str], None]
+) -> None:
+    gate, credentials = MODES[mode]
+    if mode == "a secret that is not asked for":
+        expect_log("offers no authentication, though we have a secret: it goes on in the clear")
+    async with serving(tmp_path, gate=gate) as stand:
+        store = RemoteStore(Server("127.0.0.1", stand.port), "/root", credentials=credentials)
+        for _ in range(2):
+            assert await store.find_absent([DIGEST]) == {DIGEST}
+        assert store.protocol == SPOKEN[mode]
+        store.close()
+
+
 class _Unsized(MemoryBody):
     """A body whose length nobody tells: it goes in chunks."""
 

@@ -31,6 +31,7 @@ SERVER = PlaceState(
     weight=1.0,
     seconds=0.002,
     rate=3e6,
+    protocol="002",
     ranges="sound",
     requests=7,
     errors=1,

@@ -69,4 +69,5 @@ async def test_every_field_of_stats_json_is_documented(bench: Bench) -> None:
     guide = set(re.findall(r"``([a-z_]+(?:\[\])?(?:\.[a-z_]+(?:\[\])?(?:\.[a-z_]+)?)?)``", section))
     groups = {"counters", "inflight[]", "servers.members[]", "last_errors[]"}
     values = {"online", "offline", "up", "suspect", "down", "sound", "unsound", "untested"}
+    values |= {"001", "002", "002-encrypted", "http", "https"}
     assert guide - groups - values - {"cafsfs_", "_total"} == told

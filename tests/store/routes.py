@@ -18,6 +18,7 @@ MADE_UP = Digest(bytes(DIGEST_LENGTH))  # nobody knows content with this hash
 class StoreSource:
     """SIZE is a stat, a greeting is a question for what nobody has."""
 
+    protocol: str | None = None
     ranges = "untested"
 
     def __init__(self, store: ContentStore) -> None:
