@@ -89,6 +89,18 @@ async def test_a_connection_in_the_middle_of_something_is_closed() -> None:
         assert server.open == 0
 
 
+async def test_what_was_replaced_is_forgotten() -> None:
+    """Else it would look as if something moved, and each would be kept for good."""
+    async with bad_server() as server:
+        pool = pool_of(server)
+        dead = await pool.acquire()
+        fresh = await pool.replace(dead)
+        assert pool._busy == {fresh}
+        pool.release(fresh)
+        assert not pool._busy
+        pool.close()
+
+
 @pytest.mark.parametrize("reset", [False, True])
 async def test_a_connection_that_the_server_closed_is_not_given_out(reset: bool) -> None:
     async with bad_server() as server:
