@@ -1,8 +1,10 @@
 """What is known of a server, and what follows from it: functions of state and time, no I/O.
 
 A circuit, in the words of the field: closed is ``UP``, open is ``DOWN``, half-open is ``SUSPECT``.
-A server that cannot be reached goes down at once; one that is late, or breaks off, is a suspect
-first (asked after the others) and goes down with the third such failure in a row. It is greeted
+A server that cannot be reached goes down at once; one that is late is a suspect first (asked after
+the others) and goes down with the third such failure in a row. One that breaks off stays a suspect
+as long as it greets: that costs nobody any time, and may be a matter of a single blob, which must
+not take all the others away. Who is down is greeted
 after a random time (full jitter, see Health.opened) and comes up when it greets; but one that went
 down although it greets, because it does not answer, goes down again with its next failure, for
 longer, until it has answered something.
@@ -44,7 +46,8 @@ class Failure(enum.Enum):
     """What a failure says of the server."""
 
     UNREACHABLE = enum.auto()  # nobody is there
-    UNANSWERED = enum.auto()  # somebody is, but does not answer, or not to the end
+    BROKEN_OFF = enum.auto()  # somebody is, but hangs up, or says what makes no sense
+    UNANSWERED = enum.auto()  # somebody is, but does not answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +85,9 @@ class Health:
             return self
         if failure is Failure.UNREACHABLE:
             return self.opened(reason, now, roll)
-        failing = replace(self, failures=self.failures + 1, reason=reason)
-        if failing.failures >= FAILURES:
+        more = failure is Failure.UNANSWERED
+        failing = replace(self, failures=self.failures + more, reason=reason)
+        if more and failing.failures >= FAILURES:
             return failing.opened(reason, now, roll)
         return replace(failing, standing=Standing.SUSPECT, until=now + SHUNNED_FOR)
 

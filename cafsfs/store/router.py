@@ -22,6 +22,7 @@ from cafsfs.errors import (
     AuthenticationFailed,
     BlobNotFound,
     CafsError,
+    ConnectionBroken,
     CorruptBlob,
     Crowded,
     RemoteProtocolError,
@@ -255,6 +256,8 @@ class Router:
         elif isinstance(error, Unreachable | AuthenticationFailed):
             # Who does not let us in is as good as not there, until a greeting succeeds.
             self._fail(place, Failure.UNREACHABLE, error)
+        elif isinstance(error, ConnectionBroken | RemoteProtocolError):
+            self._fail(place, Failure.BROKEN_OFF, error)
         elif isinstance(error, NO_ANSWER):
             self._fail(place, Failure.UNANSWERED, error)
         else:

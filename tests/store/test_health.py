@@ -41,6 +41,9 @@ STEPS: dict[str, Step] = {
     "unreachable": lambda health, now, roll: health.failed(
         Failure.UNREACHABLE, "nobody is there", now, roll
     ),
+    "broken off": lambda health, now, roll: health.failed(
+        Failure.BROKEN_OFF, "it hung up", now, roll
+    ),
     "unanswered": lambda health, now, roll: health.failed(Failure.UNANSWERED, "late", now, roll),
     "no greeting": lambda health, now, roll: health.opened("no greeting", now, roll),
     "greeted": lambda health, now, roll: health.greeted(roll, now),
@@ -119,6 +122,18 @@ def test_it_takes_so_many_failures_in_a_row(
     for _ in range(count):
         health = health.failed(Failure.UNANSWERED, "late", now, 1.0)
     assert health.standing is (Standing.DOWN if count == FAILURES else Standing.SUSPECT)
+    assert health.distrusted(now)
+
+
+@given(histories, st.integers(1, 10))
+def test_who_breaks_off_is_a_suspect_and_not_down(
+    history: list[tuple[str, float, float]], count: int
+) -> None:
+    health, now = relive(history)
+    was = health.standing
+    for _ in range(count):
+        health = health.failed(Failure.BROKEN_OFF, "it hung up", now, 1.0)
+    assert health.standing is (Standing.DOWN if was is Standing.DOWN else Standing.SUSPECT)
     assert health.distrusted(now)
 
 

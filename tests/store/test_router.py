@@ -275,10 +275,44 @@ async def test_other_errors_are_no_outage(
     assert line.calls == [verb.removesuffix("_many")] * 3
 
 
-@pytest.mark.parametrize("error", [ConnectionBroken, TimedOut, RemoteProtocolError])
-async def test_who_greets_but_never_answers_is_out_for_longer_and_longer(
+@pytest.mark.parametrize("error", [ConnectionBroken, RemoteProtocolError])
+async def test_one_blob_that_breaks_each_connection_takes_no_other_away(
+    error: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A process of the server that reads it dies: its next one is as good as ever."""
+
+    class Poisoned(Line):
+        async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
+            if digest != DIGEST:
+                raise error("nobody is there")
+            return await super().pull(digest, sink)
+
+    line = Poisoned()
+    store = routed(line, nursery=nursery, fail_fast=True)
+    for _ in range(20):
+        for _ in range(5):
+            with pytest.raises(error):
+                await pull(store, ABSENT)
+        await trio.sleep(0.1)
+        assert await pull(store, DIGEST) == CONTENT
+
+
+@pytest.mark.parametrize("error", [ConnectionBroken, RemoteProtocolError])
+async def test_who_breaks_off_and_does_not_greet_is_out(
     error: type[CafsError], nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
 ) -> None:
+    expect_log(WARNING)
+    store = routed(Line(down=error), nursery=nursery, fail_fast=True)
+    with pytest.raises(error):
+        await store.stat(DIGEST)
+    await wait_all_tasks_blocked()
+    assert is_out(store)
+
+
+async def test_who_greets_but_never_answers_is_out_for_longer_and_longer(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: Announce
+) -> None:
+    error = TimedOut
     line = GreetsOnly(down=error)
     store = routed(line, nursery=nursery, fail_fast=True)
     for _ in range(2):
