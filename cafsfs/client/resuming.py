@@ -60,6 +60,7 @@ class ResumingBody:
         self._landmark = b""  # what stands at the last multiple of CHUNK_STEP below ``_taken``
         self._resumed_at = 0
         self._attempts = 0
+        self._broken: ConnectionBroken | None = None  # why ``_body`` is of no use any more
         body.pace.stall = stall
 
     @property
@@ -70,12 +71,16 @@ class ResumingBody:
     async def readinto(self, buffer: memoryview) -> int:
         while True:
             try:
+                if self._broken is not None:  # who read it was cancelled while it went on
+                    raise self._broken.with_traceback(None)
                 count = await self._body.readinto(buffer)
             except ConnectionBroken as error:
                 # Below that it is as cheap to begin anew, with whatever the blob is by then.
                 if self._taken < CHUNK_STEP:
                     raise
+                self._broken = error
                 self._body = await self._resume(error)
+                self._broken = None
             except TimedOut as error:
                 await self._leave_or_wait_on(error)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -420,9 +421,10 @@ async def test_cancelled_while_going_on(phase: Phase, skip: int) -> None:
     [(Phase.GREETING, 0), (Phase.SIZE, 1), (Phase.PULL, 1), (Phase.BODY, 0), (Phase.BODY, 1)],
 )
 async def test_a_read_that_was_cancelled_while_going_on_has_read_nothing(
-    phase: Phase, skip: int
+    phase: Phase, skip: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A pump that waits for a while gives its buffer back, and reads into another."""
+    caplog.set_level(logging.INFO, "cafsfs.client.resuming")
     async with meeting(connections=1) as (server, remote):
         await remote.inspect(DIGEST)
         server.fault(Phase.BODY, breaks(5 * MIB), times=1)
@@ -433,3 +435,6 @@ async def test_a_read_that_was_cancelled_while_going_on_has_read_nothing(
                 await body.readinto(memoryview(bytearray(MIB)))
             assert scope.cancelled_caught
             assert packed + await read(body, len(PACKED)) == PACKED
+    if (phase, skip) != (Phase.BODY, 1):  # there the second connection broke, too
+        [line] = [each.getMessage() for each in caplog.records]
+        assert "closed the connection; going on from byte" in line
