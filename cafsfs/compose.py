@@ -14,7 +14,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,13 +26,15 @@ import trio
 from cafsfs.client.credentials import Credentials
 from cafsfs.client.network import WORKERS, Network, NetworkOptions
 from cafsfs.client.servers import Deadlines, Server
-from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, StoreUri
-from cafsfs.control import ask_all, serve_control
+from cafsfs.config import CacheOptions, ServeOptions, StoreOptions, StoreUri
+from cafsfs.control import Handler, ask_all, serve_control
 from cafsfs.digest import Digest
 from cafsfs.errors import StoreError, UsageError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
-from cafsfs.report.ours import STATUS
+from cafsfs.reloading import RELOAD, MountPlan, Reloading, Reread
+from cafsfs.report.dump import describe, log_dump
+from cafsfs.report.ours import DUMP, STATUS
 from cafsfs.report.recent import RecentComplaints
 from cafsfs.report.status import About, Parts, Status
 from cafsfs.secret import find_secret
@@ -45,10 +47,12 @@ from cafsfs.store.contracts import ContentStore
 from cafsfs.store.gathering import GatheringStore
 from cafsfs.store.local_root import LocalRoot
 from cafsfs.store.pacing import PacingStore
+from cafsfs.store.pump import first_error
 from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.store.router import Outage, PlaceState
 from cafsfs.store.routing import RoutingStore
 from cafsfs.store.seeded import SeededStore
+from cafsfs.store.switching import SwitchingStore
 from cafsfs.store.unpacking import UnpackingStore
 from cafsfs.store.watched import WatchedStore
 from cafsfs.vfs.filesystem import FileSystem, VfsOptions
@@ -64,7 +68,6 @@ _RESERVE = 252  # connections to a server beyond the usual, for readers of large
 _OWN = "authenticated"  # below the cache directory; holds caches, see own_cache
 _OWN_LENGTH = 32  # hexadecimal digits
 _PAGE_LIVES = 1.0  # second that a page of metrics is shown: to make one takes 5 ms
-_SHARE = 0.4  # of a reader's patience that one of several servers may use up
 
 
 @asynccontextmanager
@@ -110,7 +113,7 @@ async def open_store(
             connections=options.connections,
             reserve=reserve,
             attempts=_ATTEMPTS,
-            deadlines=deadlines or _deadlines(options),
+            deadlines=deadlines or options.deadlines,
             credentials=credentials,
             zone=options.zone,
             slow_rate=options.slow_rate,
@@ -131,6 +134,13 @@ def outage(store: ContentStore) -> Outage | None:
 def server_states(store: ContentStore) -> list[PlaceState]:
     """What is known of each server of a store that ``open_store`` has made; none of a directory."""
     return store.router.states() if isinstance(store, RoutingStore) else []
+
+
+def server_pools(store: ContentStore) -> list[object]:
+    """What has a connection to each server, to be shown by its repr; none of a directory."""
+    if not isinstance(store, RoutingStore):
+        return [store]
+    return [each.source for each in store.router.places]
 
 
 def _credentials(options: StoreOptions) -> Credentials:
@@ -159,33 +169,6 @@ def own_cache(uri: StoreUri, store: StoreOptions, cache: CacheOptions) -> CacheO
     return replace(cache, cache_dir=directory)
 
 
-def _deadlines(options: StoreOptions) -> Deadlines:
-    return Deadlines(
-        connect=options.connect_timeout,
-        question=options.connect_timeout,
-        answer=options.answer_timeout,
-        progress=options.progress_timeout,
-    )
-
-
-def _mount_deadlines(plan: MountPlan) -> Deadlines:
-    """Where somebody else may be asked, leave a server early enough for a reader to be answered.
-
-    By default the deadlines for a server and for a reader are the same, and a reader who gave up
-    at the very moment when the next server is asked would never be answered by it.
-    """
-    given = _deadlines(plan.store)
-    if len(plan.uri.servers) + len(plan.store.mirror) < 2:
-        return given
-    lookup, read = plan.mount.lookup_timeout, plan.mount.read_timeout
-    return Deadlines(
-        connect=min(given.connect, lookup * _SHARE),
-        question=min(given.question, lookup * _SHARE),
-        answer=min(given.answer, read * _SHARE),
-        progress=min(given.progress, read * _SHARE),
-    )
-
-
 def make_server(directory: Path, options: ServeOptions) -> CafsServer:
     """The embedded server over a directory of roots; raises StoreError, UsageError."""
     secret = find_secret(options.secret_file)
@@ -206,32 +189,31 @@ def make_server(directory: Path, options: ServeOptions) -> CafsServer:
     return CafsServer(directory, limits=limits, gate=gate, sync=options.sync)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountPlan:
-    """Everything that a mount needs to know. ``kernel_options`` go to the kernel as they are."""
+def _with_own_cache(plan: MountPlan) -> MountPlan:
+    return replace(plan, cache=own_cache(plan.uri, plan.store, plan.cache))
 
-    uri: StoreUri
-    point: str
-    store: StoreOptions
-    cache: CacheOptions
-    mount: MountOptions
-    kernel_options: tuple[str, ...] = ()
+
+def _plan_again(plan: MountPlan, reread: Reread | None, options: Mapping[str, str]) -> MountPlan:
+    return plan if reread is None else _with_own_cache(reread(options))
 
 
 async def run_mount(
     plan: MountPlan,
     ready: Callable[[Callable[[], str]], Awaitable[None]],
     stopping: Callable[[], None] = lambda: None,
+    *,
+    reread: Reread | None = None,
+    reloading: Callable[[bool], None] = lambda _: None,
 ) -> None:
     """Mount and serve until unmounted, or until SIGTERM or SIGINT; ``stopping`` at such a signal.
 
     ``ready`` once it answers, with what tells in a line how it is; it may take as long as it likes.
+    SIGHUP has the plan read again by ``reread``; ``reloading`` is told when that begins and ends.
     """
     from cafsfs.fuse.session import Session  # noqa: PLC0415  # only a mount needs libfuse
 
-    plan = replace(plan, cache=own_cache(plan.uri, plan.store, plan.cache))
-    metrics = Metrics()
-    budget = MemoryBudget(plan.store.memory)
+    plan = _with_own_cache(plan)
+    metrics, budget = Metrics(), MemoryBudget(plan.store.memory)
     async with (
         _remembered_complaints(metrics) as complaints,
         open_disk_cache(
@@ -241,16 +223,10 @@ async def run_mount(
             what=f"mount on {plan.point}",
         ) as cache,
         trio.open_nursery() as nursery,
-        open_store(
-            plan.uri,
-            plan.store,
-            parking=nursery,
-            reserve=_RESERVE,
-            deadlines=_mount_deadlines(plan),
-            budget=budget,
-        ) as network,
     ):
-        upstream = with_seed(network, plan.cache, budget)
+        network = _Network(nursery, budget)
+        await network.begin(plan)
+        upstream = with_seed(network.store, plan.cache, budget)
         store = ReadCachingStore(
             cache,
             upstream,
@@ -259,23 +235,26 @@ async def run_mount(
             verify_first=plan.mount.verify_first,
             metrics=metrics,
         )
-        parts = Parts(
-            servers=lambda: server_states(network),
-            outage=lambda: outage(network),
-            memory=budget.state,
-        )
+        parts = _parts(network, budget)
         status = Status(_about(plan), metrics, store, complaints, parts)
         files = {**status.files, "metrics": _metrics_page(status)}
         filesystem = FileSystem(store, _vfs_options(plan), files, metrics)
-        cache.on_change = filesystem.blocks_changed
-        store.on_size_changed = filesystem.size_is_wrong
-        store.on_unverified = filesystem.content_is_unverified
+        _keep_told(filesystem, cache, store)
         session = Session(filesystem, plan.point, _fuse_options(plan), metrics)
         parts.kernel = lambda: session.kernel_settings
         parts.filesystem, parts.openers = filesystem.state, filesystem.openers
-        await _start_control(nursery, plan, cache, status)
+        changing = Reloading(
+            plan,
+            partial(_plan_again, plan, reread),
+            cache=cache,
+            store=store,
+            filesystem=filesystem,
+            budget=budget,
+            renew=network.renew,
+        )
         await _publish_metrics(nursery, plan, status)
         await nursery.start(_stop_on_signal, stopping, session.stop)
+        await _take_orders(nursery, changing, reloading, cache, status, network)
         await session.run(partial(ready, status.summary))
         nursery.cancel_scope.cancel()
 
@@ -306,14 +285,6 @@ def tell_mounts(cache: DiskCache, digests: Collection[Digest] | None) -> None:
             {"command": CACHE_CHANGED, "cache": list(cache.premises.identity), "digests": names}
         )
 
-
-RELOAD = "reload"
-"""Command of the control socket: have all that can change while mounted be as configured now.
-
-``mountpoint`` names the mount that is meant (null: any), ``options`` are those of a remount, by
-name and as text; they win over all others. The answer says whether it was ``concerned``, which
-options have ``changed``, and which are ``fixed``: they have another value than is asked for, and
-would need a new mount."""
 
 WRITE_INDEX = "write-index"
 """Command of the control socket: write what is known of that ``cache`` to its index now."""
@@ -399,9 +370,14 @@ async def open_prefetching(
         nursery.cancel_scope.cancel()
 
 
-async def _start_control(
-    nursery: trio.Nursery, plan: MountPlan, cache: DiskCache, status: Status
-) -> None:
+def _commands(
+    changing: Reloading,
+    cache: DiskCache,
+    status: Status,
+    tell: Callable[[], list[str]],
+) -> dict[str, Handler]:
+    """What the control socket is asked."""
+
     def concerns_us(request: dict[str, Any]) -> bool:
         return request.get("cache") == list(cache.premises.identity)
 
@@ -410,21 +386,115 @@ async def _start_control(
         if concerned:
             digests = request.get("digests")
             await cache.look_again(None if digests is None else [Digest.parse(e) for e in digests])
-        return {"concerned": concerned, "mountpoint": plan.point}
+        return {"concerned": concerned, "mountpoint": changing.plan.point}
 
     async def write_index(request: dict[str, Any]) -> dict[str, object]:
         if concerned := concerns_us(request):
             await cache.keeper.flush()
-        return {"concerned": concerned, "mountpoint": plan.point}
+        return {"concerned": concerned, "mountpoint": changing.plan.point}
 
     async def tell_status(_: dict[str, Any]) -> dict[str, object]:
         return status.stats()
 
-    handlers = {CACHE_CHANGED: cache_changed, WRITE_INDEX: write_index, STATUS: tell_status}
+    async def tell_tasks(_: dict[str, Any]) -> dict[str, object]:
+        return {"dump": "".join(f"{line}\n" for line in tell())}
+
+    return {
+        CACHE_CHANGED: cache_changed,
+        WRITE_INDEX: write_index,
+        STATUS: tell_status,
+        DUMP: tell_tasks,
+        RELOAD: changing.command,
+    }
+
+
+async def _take_orders(
+    nursery: trio.Nursery,
+    changing: Reloading,
+    reloading: Callable[[bool], None],
+    cache: DiskCache,
+    status: Status,
+    network: _Network,
+) -> None:
+    """By the control socket, and by signals."""
+    tell = partial(describe, status, lambda: server_pools(network.store.current))
+    await nursery.start(_obey_signals, changing, reloading, tell)
     try:
-        await nursery.start(serve_control, handlers)
+        await nursery.start(serve_control, _commands(changing, cache, status, tell))
     except StoreError as error:  # a mount without it is a mount all the same
         log.warning("commands cannot reach this mount: %s", error)
+
+
+class _Network:
+    """The servers of a mount; others take their place while it runs."""
+
+    store: SwitchingStore
+
+    def __init__(self, nursery: trio.Nursery, budget: MemoryBudget) -> None:
+        self._nursery = nursery
+        self._budget = budget
+        self._retire: Callable[[], None] = lambda: None
+
+    async def begin(self, plan: MountPlan) -> None:
+        """Open them; raises as ``open_store`` does."""
+        opened, self._retire = await self._nursery.start(self._keep, plan)
+        self.store = SwitchingStore(opened)
+
+    async def renew(self, plan: MountPlan) -> None:
+        """Ask those of another plan from now on; raises as ``open_store`` does.
+
+        Pulls that are under way end where they began.
+        """
+        try:
+            opened, retire = await self._nursery.start(self._keep, plan)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        former, self._retire = self._retire, retire
+
+        async def leave() -> None:
+            await self.store.switch(opened)
+            former()
+
+        self._nursery.start_soon(leave)
+
+    async def _keep(
+        self,
+        plan: MountPlan,
+        *,
+        task_status: trio.TaskStatus[tuple[ContentStore, Callable[[], None]]],
+    ) -> None:
+        """Hold a store open until it is retired."""
+        retired = trio.Event()
+        async with trio.open_nursery() as parking:
+            async with open_store(
+                plan.uri,
+                plan.store,
+                parking=parking,
+                reserve=_RESERVE,
+                deadlines=plan.deadlines,
+                budget=self._budget,
+            ) as store:
+                task_status.started((store, retired.set))
+                await retired.wait()
+            parking.cancel_scope.cancel()
+
+
+async def _obey_signals(
+    changing: Reloading,
+    reloading: Callable[[bool], None],
+    tell: Callable[[], list[str]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGUSR1) as signals:
+        task_status.started()
+        async for number in signals:
+            if number == signal.SIGUSR1:
+                log_dump(tell())
+                continue
+            reloading(True)
+            await changing.on_signal()
+            reloading(False)
 
 
 @asynccontextmanager
@@ -443,6 +513,20 @@ def _about(plan: MountPlan) -> About:
         uri=plan.uri.shown,
         mountpoint=plan.point,
         cache_directory=str(plan.cache.cache_dir),
+    )
+
+
+def _keep_told(filesystem: FileSystem, cache: DiskCache, store: ReadCachingStore) -> None:
+    cache.on_change = filesystem.blocks_changed
+    store.on_size_changed = filesystem.size_is_wrong
+    store.on_unverified = filesystem.content_is_unverified
+
+
+def _parts(network: _Network, budget: MemoryBudget) -> Parts:
+    return Parts(
+        servers=lambda: server_states(network.store.current),
+        outage=lambda: outage(network.store.current),
+        memory=budget.state,
     )
 
 

@@ -27,7 +27,7 @@ from cafsfs.client.groups import (
     parse_zone,
 )
 from cafsfs.client.mirror_template import MirrorTemplate
-from cafsfs.client.servers import Member, Server
+from cafsfs.client.servers import Deadlines, Member, Server
 from cafsfs.errors import UsageError
 from cafsfs.store.budget import default_budget
 from cafsfs.store.cache.bounds import Amount, Bounds
@@ -282,6 +282,16 @@ class StoreOptions:
         "auto, or required: talk to no server that does not authenticate itself",
         default=lambda: "auto",
     )
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """How long a server may take."""
+        return Deadlines(
+            connect=self.connect_timeout,
+            question=self.connect_timeout,
+            answer=self.answer_timeout,
+            progress=self.progress_timeout,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,11 @@ import trio
 from cafsfs import compose
 from cafsfs.client.credentials import Credentials
 from cafsfs.client.mirror_template import MirrorTemplate
-from cafsfs.compose import MountPlan, make_server, open_store, own_cache, with_seed
+from cafsfs.compose import make_server, open_store, own_cache, with_seed
 from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, parse_uri
 from cafsfs.errors import BlobNotFound, StoreError, Unreachable, UsageError
 from cafsfs.packing import Compression, hash_bytes
+from cafsfs.reloading import MountPlan
 from cafsfs.secret import Secret
 from cafsfs.store.cache.upkeep import open_disk_cache
 from cafsfs.store.memory import MemorySink, MemorySource, MemoryStore

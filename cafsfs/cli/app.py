@@ -23,6 +23,7 @@ from cafsfs.cli.help import help_
 from cafsfs.cli.inquire import check, stat
 from cafsfs.cli.mount import mount
 from cafsfs.cli.prefetch import prefetch
+from cafsfs.cli.reload import reload_
 from cafsfs.cli.serve import serve
 from cafsfs.cli.settings import config
 from cafsfs.cli.status import mounts, status
@@ -66,6 +67,7 @@ for command in (
         unmount,
         status,
         mounts,
+        reload_,
         put,
         get,
         cat,

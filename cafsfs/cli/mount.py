@@ -14,8 +14,9 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import click
@@ -25,14 +26,15 @@ from cafsfs.cli.completing import complete_directory
 from cafsfs.cli.options import argument, with_options
 from cafsfs.cli.readiness import answers, feed_watchdog, wait_until_it_answers
 from cafsfs.cli.remount import remount
-from cafsfs.cli.supervisor import notify
+from cafsfs.cli.supervisor import notify, notify_reloading
 from cafsfs.cli.talk import run_daemon
 from cafsfs.cli.target import find_target
-from cafsfs.compose import MountPlan, run_mount
+from cafsfs.compose import run_mount
 from cafsfs.config import (
     FOR_UPLOADS,
     CacheOptions,
     LogOptions,
+    MountArguments,
     MountOptions,
     StoreOptions,
     parse_bool,
@@ -41,6 +43,7 @@ from cafsfs.config import (
 )
 from cafsfs.errors import MountError
 from cafsfs.fuse import mounts
+from cafsfs.reloading import MountPlan, Reread
 from cafsfs.report.logs import flush_log, leave_terminal, start_logging
 
 log = logging.getLogger(__name__)
@@ -97,17 +100,12 @@ def mount(
     given = arguments.layer.values
     if config is None and "config" in given:
         config = parse_path(given["config"])
+    if config is not None:
+        config = config.absolute()  # it is read again, from elsewhere
     target = find_target(uri, config, flags, arguments.layer)
     point = mounts.canonical(os.path.expanduser(argument(mountpoint, "mountpoint", target.layers)))
-    logs = target.resolve(LogOptions)
-    plan = MountPlan(
-        uri=target.uri,
-        point=point,
-        store=target.store,
-        cache=target.resolve(CacheOptions),
-        mount=target.resolve(MountOptions),
-        kernel_options=arguments.kernel,
-    )
+    replan = partial(_plan, uri, config, flags, arguments, point)
+    plan = replan({})
     if arguments.remount:
         remount(point, given)
         return
@@ -117,13 +115,32 @@ def mount(
     if not (foreground or background_child):
         _spawn(point, click.get_current_context().obj)
         return
-    start_logging(logs, {"mountpoint": point})
-    run_daemon(
-        lambda: _serve(plan, in_background=background_child, to_file=logs.log_file is not None)
+    start_logging(plan.log, {"mountpoint": point})
+    run_daemon(lambda: _serve(plan, replan, in_background=background_child))
+
+
+def _plan(
+    uri: str | None,
+    config: Path | None,
+    flags: Mapping[str, str | None],
+    arguments: MountArguments,
+    point: str,
+    options: Mapping[str, str],
+) -> MountPlan:
+    """What to mount, as all layers say now; ``options`` win over all of them."""
+    target = find_target(uri, config, {**flags, **options}, arguments.layer)
+    return MountPlan(
+        uri=target.uri,
+        point=point,
+        store=target.store,
+        cache=target.resolve(CacheOptions),
+        mount=target.resolve(MountOptions),
+        log=target.resolve(LogOptions),
+        kernel_options=arguments.kernel,
     )
 
 
-async def _serve(plan: MountPlan, *, in_background: bool, to_file: bool) -> None:
+async def _serve(plan: MountPlan, replan: Reread, *, in_background: bool) -> None:
     async def ready(summary: Callable[[], str]) -> None:
         log.info("mounted %s on %s", plan.uri.shown, plan.point)
         if in_background:
@@ -133,7 +150,7 @@ async def _serve(plan: MountPlan, *, in_background: bool, to_file: bool) -> None
             os.setsid()
             os.write(2, _MOUNTED)
             _leave_terminal()
-            if not to_file:
+            if plan.log.log_file is None:
                 leave_terminal({"mountpoint": plan.point})
         elif "NOTIFY_SOCKET" in os.environ:
             await _be_supervised(plan.point, summary)
@@ -142,7 +159,11 @@ async def _serve(plan: MountPlan, *, in_background: bool, to_file: bool) -> None
         if not in_background:
             notify("STOPPING=1")
 
-    await run_mount(plan, ready, stopping)
+    def reloading(begins: bool) -> None:
+        if not in_background:
+            notify_reloading() if begins else notify("READY=1")
+
+    await run_mount(plan, ready, stopping, reread=replan, reloading=reloading)
     log.info("unmounted %s", plan.point)
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cafsfs.compose import RELOAD
 from cafsfs.control import ask_all
 from cafsfs.errors import MountError
 from cafsfs.fuse import mounts
+from cafsfs.reloading import RELOAD
 
 
 def remount(point: str, options: Mapping[str, str]) -> None:

@@ -76,6 +76,11 @@ class MemoryBudget:
         """Does anybody wait for memory?"""
         return bool(self._waiting)
 
+    def resize(self, total: int) -> None:
+        """From now on there are ``total`` bytes; what is given out stays so until it comes back."""
+        self.total = total
+        self._let_in()
+
     # --- for shares
 
     def _enter(self, share: Share) -> None:

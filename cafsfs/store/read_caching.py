@@ -258,6 +258,11 @@ class ReadCachingStore(ContentStore):
         self.on_size_changed: Callable[[Digest], None] = lambda _: None
         self.on_unverified: Callable[[Digest], None] = lambda _: None
 
+    def reconsider(self, *, finish_pulls: bool, verify_first: int | None) -> None:
+        """Do otherwise from now on; pulls that are under way stay as they began."""
+        self._finish_pulls = finish_pulls
+        self._verify_first = verify_first
+
     # --- from memory, never waiting
 
     @property

@@ -117,7 +117,7 @@ class FileSystem:
     ) -> None:
         self._store = store
         self.options = options
-        self._lookup_deadline = options.lookup_deadline
+        self._hurry = math.inf  # seconds for a lookup at most, whatever the options say
         self._control = dict(control)
         self._control_nodes = {
             name: ControlFile(name, _CONTROL_FIRST + index) for index, name in enumerate(control)
@@ -137,7 +137,15 @@ class FileSystem:
 
     def hurry_lookups(self, deadline: float) -> None:
         """Let lookups wait ``deadline`` seconds at most, where they hinder each other."""
-        self._lookup_deadline = min(self._lookup_deadline, deadline)
+        self._hurry = min(self._hurry, deadline)
+
+    def set_deadlines(self, *, lookup: float, read: float) -> None:
+        """Have lookups, and reads without progress, wait for so many seconds from now on."""
+        self.options = replace(self.options, lookup_deadline=lookup, read_patience=read)
+
+    @property
+    def _lookup_deadline(self) -> float:
+        return min(self._hurry, self.options.lookup_deadline)
 
     def limit_stalled_reads(self, count: int) -> None:
         """Let so many reads wait at once for pulls that do not move; further ones fail.

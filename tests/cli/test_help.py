@@ -32,7 +32,7 @@ def test_the_commands_of_the_design() -> None:
         *("cafsfs put", "cafsfs get", "cafsfs cat", "cafsfs check", "cafsfs stat"),
         *("cafsfs prefetch", "cafsfs cache status", "cafsfs cache ls", "cafsfs cache verify"),
         *("cafsfs cache gc", "cafsfs cache evict", "cafsfs cache pin", "cafsfs cache unpin"),
-        *("cafsfs status", "cafsfs mounts", "cafsfs dashboard"),
+        *("cafsfs status", "cafsfs mounts", "cafsfs reload", "cafsfs dashboard"),
         *("cafsfs help", "cafsfs doctor", "cafsfs completion", "cafsfs bugreport"),
     }
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from cafsfs.cli import mount_helper, remount
-from cafsfs.compose import RELOAD
 from cafsfs.config import parse_mount_options
 from cafsfs.fuse import mounts
 from cafsfs.fuse.mounts import FSTYPE, Mount
+from cafsfs.reloading import RELOAD
 
 POINT = "/mnt/cafs"
 URI = "cafs://h/data"

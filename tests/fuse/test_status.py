@@ -90,7 +90,8 @@ def test_a_mount_whose_readers_hang_answers_at_once(
             assert done.seconds < bare + AT_ONCE
             status = json.loads(done.out)
             [pull] = [each for each in status["inflight"] if each["hash"] == blob.hash]
-            assert (pull["size"], pull["bytes"], pull["waiting"]) == (SIZE, 0, 1)
+            assert (pull["size"], pull["waiting"]) == (SIZE, 1)
+            assert pull["bytes"] < SIZE
             assert pull["pids"] == [reader.pid]
             assert status["requests"]["waiting"] >= 2
             assert status["waiting_in_kernel"] >= 2
@@ -111,9 +112,10 @@ def test_what_was_complained_of_is_told(
     mount.announce("WARNING .*")
     server.freeze()
     run("stat", mount.path(blob))
-    [*_, last] = told(mount)["last_errors"]
-    assert last["level"] == "WARNING"
-    assert last["message"].startswith("lookup: ")
+    complaints = {each["message"]: each["level"] for each in told(mount)["last_errors"]}
+    assert [level for said, level in complaints.items() if said.startswith("lookup: ")] == [
+        "WARNING"
+    ]
     assert "errors    none" not in cafsfs("status", mount.point).text
 
 

@@ -594,6 +594,14 @@ class DiskCache(ContentStore):
         self.disk, in_flight = await self.in_thread(look)
         self._seen_partial = sum(each for each in in_flight if not self._is_oversize(each))
 
+    def rebound(self, bounds: Bounds) -> None:
+        """Keep within other bounds from now on."""
+        if bounds == self.bounds:
+            return
+        self.bounds = bounds
+        self.premises.restate(bounds.size.of(self.disk[0]))
+        self.check_bounds()
+
     def check_bounds(self) -> None:
         """Wake who keeps the cache in bounds, if it is not."""
         if excess(self.bounds, self.fill()):

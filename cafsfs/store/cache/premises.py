@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cafsfs.errors import StoreError
@@ -89,6 +89,17 @@ class Premises:
                 # Who looks for dead sessions was quicker, and took it for one; or nothing can be
                 # locked here.
                 path.unlink(missing_ok=True)
+
+    def restate(self, bound: int) -> None:
+        """Tell the others another bound than at the beginning, if we told them one."""
+        if self._session is None:
+            return
+        descriptor, _ = self._session
+        with suppress(OSError, ValueError, TypeError):  # as in ``enter``
+            told = Session(**json.loads(os.pread(descriptor, 1 << 16, 0)))
+            if told.bound is not None:
+                said = json.dumps(asdict(replace(told, bound=bound))).encode()
+                os.ftruncate(descriptor, os.pwrite(descriptor, said, 0))
 
     def dead_sessions(self) -> list[tuple[int, Path]]:
         """Sessions that ended without ``leave``: the index may lack what they knew last.
