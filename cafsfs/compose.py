@@ -37,6 +37,7 @@ from cafsfs.report.dump import describe, log_dump
 from cafsfs.report.ours import DUMP, STATUS
 from cafsfs.report.recent import RecentComplaints
 from cafsfs.report.status import About, Parts, Status
+from cafsfs.report.tracing import tracing
 from cafsfs.secret import find_secret
 from cafsfs.server import CafsServer, Gate, Limits
 from cafsfs.store.budget import MemoryBudget
@@ -215,6 +216,7 @@ async def run_mount(
     plan = _with_own_cache(plan)
     metrics, budget = Metrics(), MemoryBudget(plan.store.memory)
     async with (
+        tracing(plan.point) as metrics.trace,
         _remembered_complaints(metrics) as complaints,
         open_disk_cache(
             plan.cache.cache_dir,
@@ -226,10 +228,9 @@ async def run_mount(
     ):
         network = _Network(nursery, budget)
         await network.begin(plan)
-        upstream = with_seed(network.store, plan.cache, budget)
         store = ReadCachingStore(
             cache,
-            upstream,
+            with_seed(network.store, plan.cache, budget),
             nursery,
             finish_pulls=plan.mount.finish_pulls,
             verify_first=plan.mount.verify_first,

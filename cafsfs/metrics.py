@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from time import perf_counter
+
+Trace = Callable[[str, float, Mapping[str, "str | int"], "str | None"], None]
+"""Told of what has ended: its name, how many seconds it took, its attributes, and its error."""
 
 # Seconds; from what memory answers (25 µs) to the patience of a reader (30 s).
 BUCKETS = (0.00005, 0.0001, 0.00025, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
@@ -82,6 +87,21 @@ class Metrics:
     log_errors: int = 0
     log_warnings: int = 0
     requests: Requests = field(default_factory=Requests, repr=False)
+    trace: Trace | None = field(default=None, repr=False)
+
+    def traced(
+        self,
+        name: str,
+        seconds: float,
+        attributes: Mapping[str, str | int | None],
+        error: str | None = None,
+    ) -> None:
+        """Tell of what has ended, if somebody wants to know. Never raises."""
+        if self.trace is None:
+            return
+        known = {key: value for key, value in attributes.items() if value is not None}
+        with suppress(Exception):  # it is no reason for a read to fail
+            self.trace(name, seconds, known, error)
 
     def as_dict(self) -> dict[str, int]:
         """All counters by name."""

@@ -16,6 +16,7 @@ from cafsfs.errors import BlobNotFound, CafsError, NoSuchName, StaleInode
 from cafsfs.fuse.errno_table import errno_of
 from cafsfs.metrics import Metrics
 from cafsfs.vfs.filesystem import ABSENT_FOR, FOREVER, Attributes, FileSystem
+from cafsfs.vfs.names import parse_blob_name
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ R = TypeVar("R")
 
 _BLOCK = 4096  # bytes; the unit of statfs
 _FREE_INODES = 1 << 30
+_TRACED = frozenset({"lookup", "open"})
+_SLOW = 0.1  # seconds; of what takes no longer no span is made, but for those above
 _NAME_MAX = 97  # 64 digits, a dot, an extension of 32
 
 
@@ -74,7 +77,7 @@ def guarded(
         else:
             return answer
         finally:
-            self.ended(number, name, result)
+            self.ended(number, name, result, args)
             self.answering.set()
 
     return guard
@@ -110,13 +113,16 @@ class Operations(pyfuse3.Operations):
             return 0
         return number
 
-    def ended(self, number: int, name: str, result: str) -> None:
+    def ended(self, number: int, name: str, result: str, args: Sequence[Any]) -> None:
         """Count what became of it. Never raises."""
         try:
             seconds = self.metrics.requests.end(number, result)
         except Exception:
             self.metrics.handler_errors += 1
             return
+        if self.metrics.trace is not None and (name in _TRACED or seconds > _SLOW):
+            error = None if result in {"ok", "ENOENT"} else result
+            self.metrics.traced(name, seconds, self._attributes(name, args), error)
         if log.isEnabledFor(logging.DEBUG):
             told = {"request": number, "operation": name, "result": result, "seconds": seconds}
             log.debug(
@@ -124,6 +130,20 @@ class Operations(pyfuse3.Operations):
                 *(number, name, result, seconds),
                 extra={"fields": told},
             )
+
+    def _attributes(self, name: str, args: Sequence[Any]) -> dict[str, str | int | None]:
+        """What a span says of a request, by its arguments."""
+        match name, args:
+            case "lookup", (_, named, _):
+                digest = parse_blob_name(named)
+            case "open", (inode, *_):
+                digest = self._fs.digest_of(inode)
+            case "read", (handle, _, size):
+                digest = self._fs.digest_of_open(handle)
+                return {"hash": None if digest is None else digest.hex, "bytes": size}
+            case _:
+                digest = None
+        return {"hash": None if digest is None else digest.hex}
 
     @property
     def ending(self) -> CafsError | None:

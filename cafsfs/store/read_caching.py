@@ -616,6 +616,7 @@ class ReadCachingStore(ContentStore):
         except CafsError as error:
             self._metrics.pull_errors += 1
             elapsed = trio.current_time() - began
+            self._metrics.traced("pull", elapsed, {"hash": digest.hex}, str(error))
             told = {"hash": digest, "seconds": elapsed, "error": type(error).__name__}
             log.info(
                 "pulling %s failed after %.3f s: %s",
@@ -625,6 +626,7 @@ class ReadCachingStore(ContentStore):
             raise
         except trio.Cancelled:
             elapsed = trio.current_time() - began
+            self._metrics.traced("pull", elapsed, {"hash": digest.hex}, "given up")
             told = {"hash": digest, "seconds": elapsed}
             log.info(
                 "pulling %s was given up after %.3f s: nobody reads it",
@@ -637,11 +639,16 @@ class ReadCachingStore(ContentStore):
         self._metrics.pulled_bytes += file.size
         self._metrics.received_bytes += stat.packed_size or file.size
         elapsed = trio.current_time() - began
-        told = {"hash": digest, "bytes": file.size, "server": stat.source, "seconds": elapsed}
+        came: dict[str, str | int | None] = {
+            "hash": digest.hex,
+            "bytes": file.size,
+            "server": stat.source,
+        }
+        self._metrics.traced("pull", elapsed, came)
         log.info(
             "pulled %s: %d bytes from %s in %.3f s",
             *(digest, file.size, stat.source, elapsed),
-            extra={"fields": told},
+            extra={"fields": {**came, "seconds": elapsed}},
         )
         return file
 

@@ -394,6 +394,16 @@ class FileSystem:
         """Numbers for stats.json."""
         return {"known_inodes": len(self._blobs), "open_handles": len(self._handles)}
 
+    def digest_of(self, inode: int) -> Digest | None:
+        """The blob behind an inode number, if there is one."""
+        node = self._blobs.node(inode)
+        return None if node is None else node.digest
+
+    def digest_of_open(self, handle: int) -> Digest | None:
+        """The blob behind a handle, if there is one."""
+        opened = self._handles.get(handle)
+        return opened.node.digest if isinstance(opened, _OpenFile) else None
+
     def openers(self) -> dict[Digest, list[int]]:
         """The processes that have opened each blob that is open, as the kernel has named them.
 
