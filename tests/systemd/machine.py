@@ -24,7 +24,21 @@ _SPACES = ("--mount", "--pid", "--uts", "--ipc", "--cgroup", "--net")
 _OWN = ("unshare", *_SPACES, "--propagation", "private", "--fork", "--kill-child")
 USER = 1000
 USER_ENVIRONMENT = ("HOME=/home/joe", "XDG_RUNTIME_DIR=/run/user/1000", "USER=joe")
-_HOLD = 'mount -t tmpfs machine "$0" && echo held >"$0/held" && exec sleep 100000'
+# The disk, and systemd's hierarchy of control groups: by version 1 one of its own will do.
+_HOLD = """
+mount -t tmpfs machine "$0"
+mkdir "$0/groups"
+if grep -q '^cgroup ' /proc/mounts; then
+    mount -t cgroup -o none,name=systemd machine "$0/groups"
+else
+    mount -t cgroup2 machine "$0/groups"
+fi
+echo >"$0/held"
+exec sleep 100000
+"""
+# Two machines in one group would take each other's processes for their own.
+_IN_A_GROUP = 'mkdir "$0"; echo 0 >"$0/cgroup.procs"; exec "$@"'
+_LEAVE_NO_GROUP = 'find "$0" -depth -type d -exec rmdir {} +'
 
 
 class Machine:
@@ -35,8 +49,9 @@ class Machine:
         self._disk = disk
         self._init: Process | None = None
         self._pid = 0
+        self._group = disk / "groups" / disk.name
         private = ("unshare", "--mount", "--propagation", "private")
-        self._holder = Process(*LEASHED, *private, "sh", "-c", _HOLD, disk)
+        self._holder = Process(*LEASHED, *private, "sh", "-e", "-c", _HOLD, disk)
         self._enter_holder = ("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--wd=/")
         try:
             held = ("test", "-e", disk / "held")
@@ -56,15 +71,21 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         if self._init is not None:
             self._init.end()
-            eventually(lambda: not Path(f"/proc/{self._pid}").exists(), what="its init has gone")
+            self._clear_up()
         self._holder.end()
+
+    def _clear_up(self) -> None:
+        eventually(lambda: not Path(f"/proc/{self._pid}").exists(), what="its init has gone")
+        remove = (*self._enter_holder, "sh", "-c", _LEAVE_NO_GROUP, self._group)
+        eventually(lambda: run(*remove).code == 0, what="its control groups have gone")
 
     # --- power
 
     def boot(self) -> None:
         """Returns when systemd says that all is up; raises CannotBuild if there is none."""
         parts = (self._disk, self.tree.debian, self.tree.installed, self.tree.python)
-        self._init = Process(*LEASHED, *self._enter_holder, *_OWN, "sh", "-e", _BOOT, *parts)
+        in_a_group = (*self._enter_holder, "sh", "-e", "-c", _IN_A_GROUP, self._group)
+        self._init = Process(*LEASHED, *in_a_group, *_OWN, "sh", "-e", _BOOT, *parts)
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children")
 
         def started() -> bool:
@@ -91,9 +112,11 @@ class Machine:
         began = time.monotonic()
         self.run("systemctl", "poweroff")
         assert self._init.ended(PATIENCE), "the machine does not shut down"
+        took = time.monotonic() - began
         self._init.end()
         self._init = None
-        return time.monotonic() - began
+        self._clear_up()
+        return took
 
     # --- commands
 

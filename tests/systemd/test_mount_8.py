@@ -148,6 +148,11 @@ def test_a_user_mounts_what_fstab_lets_users_mount(fstab: Fstab, blob: Blob) -> 
     assert machine.as_user("cat", f"{fstab.point}/{blob.hash}").ok().out == blob.content
     [daemon] = fstab.daemons()
     assert machine.run("stat", "-c", "%U", f"/proc/{daemon}").ok().text == "joe\n"
+    machine.kill(daemon, signal.SIGKILL)
+    eventually(lambda: DEAD in machine.as_user("ls", fstab.point).err, what="a dead mount")
+    machine.as_user("mount", fstab.point).ok()
+    assert fstab.types() == ["fuse.cafsfs"]
+    assert machine.as_user("cat", f"{fstab.point}/{blob.hash}").ok().out == blob.content
     machine.as_user("umount", fstab.point).ok()
     assert fstab.types() == []
 
