@@ -180,7 +180,9 @@ class Reloading:
             # First what may fail: a secret that cannot be read, a bad root.
             if _talks_otherwise(self.plan, changes.plan):
                 await self._renew(changes.plan)
-            before, self.plan, self._asked = self.plan, changes.plan, asked
+            before, self.plan = self.plan, changes.plan
+            # What was refused is not asked for again each time.
+            self._asked = {name: text for name, text in asked.items() if name not in changes.fixed}
             self._apply(changes.plan)
             # What is told of it is heard in any case.
             levels = before.log.log_level, changes.plan.log.log_level

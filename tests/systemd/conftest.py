@@ -58,7 +58,8 @@ def serve_store(machine: Machine) -> None:
         machine.write(drop_in, _HIDDEN_PYTHON.format(machine.tree.python))
         machine.systemctl("daemon-reload").ok()
     done = machine.systemctl("start", SERVER)
-    assert done.code == 0, machine.journal(SERVER)
+    why = "" if done.code == 0 else machine.run("journalctl", "--no-pager", "-n", "60").text
+    assert not why, why
     machine.run("install", "-d", "-o", "cafsfs", "/var/lib/cafsfs/store/data").ok()
 
 

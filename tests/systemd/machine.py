@@ -38,7 +38,7 @@ exec sleep 100000
 """
 # Two machines in one group would take each other's processes for their own.
 _IN_A_GROUP = 'mkdir "$0"; echo 0 >"$0/cgroup.procs"; exec "$@"'
-_LEAVE_NO_GROUP = 'find "$0" -depth -type d -exec rmdir {} +'
+_LEAVE_NO_GROUP = 'find "$0" -depth -type d -exec rmdir {} + ; test ! -e "$0"'
 
 
 class Machine:

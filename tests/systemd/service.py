@@ -43,9 +43,14 @@ class Service:
         self.machine = machine
         self.unit = f"cafsfs@{instance}.service"
         self.point = f"/mnt/{instance}"
+        self._instance, self._uri = instance, uri
         machine.run("mkdir", "-p", self.point).ok()
-        config = [f'uri = "{uri}"', f'mountpoint = "{self.point}"', *lines]
-        machine.write(f"/etc/cafsfs/{instance}.toml", "\n".join(config) + "\n")
+        self.configure(*lines)
+
+    def configure(self, *lines: str) -> None:
+        """Write its TOML file."""
+        config = [f'uri = "{self._uri}"', f'mountpoint = "{self.point}"', *lines]
+        self.machine.write(f"/etc/cafsfs/{self._instance}.toml", "\n".join(config) + "\n")
 
     def drop_in(self, *lines: str) -> None:
         """What `systemctl edit` does."""

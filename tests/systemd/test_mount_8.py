@@ -137,6 +137,22 @@ def test_fake_mounts_nothing(fstab: Fstab) -> None:
     assert fstab.types() == []
 
 
+def test_a_remount_changes_what_can_change_and_mounts_nothing(fstab: Fstab, blob: Blob) -> None:
+    fstab.write(OPTIONS)
+    fstab.mount(fstab.point).ok()
+    [daemon] = fstab.daemons()
+    fstab.mount("-o", "remount,cache_size=3G", fstab.point).ok()
+    stats = fstab.machine.cat(f"{fstab.point}/.cafsfs/stats.json")
+    assert b'"bound_bytes": 3221225472' in stats
+    again = fstab.mount("-o", "remount,uid=7", fstab.point)
+    assert again.code == 32
+    assert f"cannot change while `{fstab.point}` is mounted: uid" in again.err
+    fstab.mount("-o", "remount,rw", fstab.point).ok()
+    assert fstab.types() == ["fuse.cafsfs"]
+    assert fstab.daemons() == [daemon]
+    assert fstab.machine.run("touch", f"{fstab.point}/{blob.hash}").code == 1
+
+
 # --- ordinary users
 
 

@@ -188,6 +188,24 @@ def test_a_wrong_configuration_is_not_tried_again(service: Making) -> None:
     assert "`much` is no value for --cache-size" in made.machine.journal(made.unit)
 
 
+def test_reloading_changes_what_can_change(mounted: Service, blob: Blob) -> None:
+    """And says what cannot; the mount stays, and so does what is open."""
+    before = mounted.pid
+    mounted.configure('cache-size = "3G"', 'log-level = "debug"', "uid = 7")
+    mounted.machine.systemctl("reload", mounted.unit).ok()
+    path = f"{mounted.point}/.cafsfs/stats.json"
+    bound = lambda: b'"bound_bytes": 3221225472' in mounted.machine.cat(path)  # noqa: E731
+    eventually(bound, within=10, what="the new bound")
+    mounted.read(blob)
+    active = lambda: mounted.show("ActiveState") == "active"  # noqa: E731
+    eventually(active, within=10, what="it has reloaded")
+    assert mounted.pid == before
+    assert mounted.types() == ["fuse.cafsfs"]
+    said = mounted.machine.journal(mounted.unit)
+    assert "Reloaded cafsfs@cafs.service" in said
+    assert "uid stays as it was until it is mounted anew" in said
+
+
 def test_two_mounts_live_and_end_by_themselves(
     mounted: Service, service: Making, blob: Blob
 ) -> None:
