@@ -100,6 +100,10 @@ class Machine:
         self._pid = 0
         eventually(started, what="systemd has started")
         self._wait_until_it_is_up()
+        self.run(
+            "systemd-sysusers", "cafsfs.conf"
+        ).ok()  # as `make install` does where systemd runs
+        self.run("systemd-tmpfiles", "--create", "cafsfs.conf").ok()
 
     def _wait_until_it_is_up(self) -> None:
         up = {"running", "degraded"}  # degraded: a test has let a unit fail
