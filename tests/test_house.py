@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -142,6 +143,15 @@ def check_commands(lines: Iterable[str]) -> None:
                 assert flags <= known | {"--help", "--"}, line
             case _:
                 pass
+
+
+@pytest.mark.process
+def test_a_command_imports_nothing_that_few_need() -> None:
+    """Each takes its time at every start: httpx 40 ms of 200."""
+    heavy = ("httpx", "prometheus_client", "docutils", "opentelemetry", "pyfuse3")
+    program = f"import sys, cafsfs.cli; print([each for each in {heavy} if each in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert done.stdout == b"[]\n"
 
 
 def test_commands_of_the_readme_exist() -> None:

@@ -53,8 +53,8 @@ def demo(*, once: bool) -> None:
         if once:
             click.echo("\nall of it was right")
             return
-        _invite(uri, point, uploaded)
         try:
+            _invite(uri, point, uploaded)
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:

@@ -12,7 +12,6 @@ import trio
 
 from cafsfs.client.connection import ServerConnection
 from cafsfs.client.credentials import Credentials
-from cafsfs.client.mirror import MirrorStore
 from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.client.ranges import Ranges
 from cafsfs.client.servers import Deadlines, Server
@@ -155,6 +154,8 @@ async def _look_at_ranges(
 
 
 async def _look_at_mirror(template: MirrorTemplate, deadlines: Deadlines) -> list[Finding]:
+    from cafsfs.client.mirror import MirrorStore  # noqa: PLC0415  # httpx takes 40 ms to import
+
     mirror = MirrorStore(template, connections=1, deadlines=deadlines)
     try:
         seconds = await mirror.greet()
