@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import trio
 
 from cafsfs.cli.completing import complete_directory
 from cafsfs.cli.options import argument, layers, with_options
-from cafsfs.cli.supervisor import inherited_sockets, notify
+from cafsfs.cli.supervisor import inherited_sockets, notify, notify_reloading
 from cafsfs.cli.talk import run_daemon
 from cafsfs.client.servers import Server
 from cafsfs.compose import make_server
 from cafsfs.config import LogOptions, ServeOptions, resolve
-from cafsfs.report.logs import start_logging
+from cafsfs.errors import CafsError
+from cafsfs.report.dump import describe_tasks, log_dump
+from cafsfs.report.logs import reopen_files, set_level, start_logging
 from cafsfs.server import CafsServer
 
 log = logging.getLogger(__name__)
@@ -46,12 +49,23 @@ def serve(directory: str | None, config: Path | None, **flags: str | None) -> No
     start_logging(resolve(LogOptions, found))
     options = resolve(ServeOptions, found)
     path = Path(argument(directory, "directory", found)).absolute()
-    run_daemon(lambda: _serve(make_server(path, options), path, options))
+    if config is not None:
+        config = config.absolute()
+    level = partial(_log_level, flags, config)
+    run_daemon(lambda: _serve(make_server(path, options), path, options, level))
 
 
-async def _serve(server: CafsServer, path: Path, options: ServeOptions) -> None:
+def _log_level(flags: Mapping[str, str | None], config: Path | None) -> str:
+    """As all layers say now; raises UsageError."""
+    return resolve(LogOptions, layers(flags, config)).log_level
+
+
+async def _serve(
+    server: CafsServer, path: Path, options: ServeOptions, level: Callable[[], str]
+) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, server, options.grace)
+        await nursery.start(_obey_signals, level)
         async with trio.open_nursery() as serving:
             listen = partial(server.serve, inherited=inherited_sockets())
             addresses = await serving.start(listen, options.listen.host, options.listen.port)
@@ -74,3 +88,28 @@ async def _stop_on_signal(
             notify("STOPPING=1")
             log.info("stopping: transfers have %g s to finish", grace)
             server.stop()
+
+
+async def _obey_signals(
+    level: Callable[[], str], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """SIGHUP: open the log's file anew, and take its level from the configuration. SIGUSR1: dump.
+
+    All else of a server needs a restart; clients go on at another one, or try again.
+    """
+    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGUSR1) as signals:
+        task_status.started()
+        async for number in signals:
+            if number == signal.SIGUSR1:
+                log_dump(describe_tasks())
+                continue
+            notify_reloading()
+            reopen_files()
+            try:
+                chosen = await trio.to_thread.run_sync(level)
+            except CafsError as error:
+                log.error("nothing is changed: %s", error)  # noqa: TRY400  # no bug
+            else:
+                log.info("reloaded: log-level is %s now; all else needs a restart", chosen)
+                set_level(chosen)
+            notify("READY=1")

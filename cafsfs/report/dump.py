@@ -37,9 +37,13 @@ def describe(status: Status, pools: Callable[[], Sequence[object]]) -> list[str]
         *(f"  {each!r}" for each in pools()),
         f"memory: {dict(status.parts.memory())}",
         f"cache: {status.store.usage}",
-        "tasks:",
-        *_tasks(),
+        *describe_tasks(),
     ]
+
+
+def describe_tasks() -> list[str]:
+    """All tasks of the process, and where each waits."""
+    return ["tasks:", *_tasks()]
 
 
 def log_dump(lines: Sequence[str]) -> None:

@@ -7,7 +7,8 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,39 @@ def test_ipv6_from_end_to_end(tmp_path: Path) -> None:
         assert run("check", serving.uri, ABSENT.hex).code == 1
     finally:
         serving.kill()
+
+
+def test_sighup_opens_the_log_anew_and_reads_its_level_and_sigusr1_tells_the_tasks(
+    store: Path, tmp_path: Path
+) -> None:
+    toml, log, moved = tmp_path / "cafsfs.toml", tmp_path / "log", tmp_path / "moved"
+    toml.write_text('log-level = "info"\n')
+    options = ("--config", toml, "--log-file", log, "--listen", "127.0.0.1:0")
+    server = start("serve", store, *options, stderr=subprocess.DEVNULL)
+    try:
+        _eventually(lambda: " serving " in _text(log))
+        log.rename(moved)
+        toml.write_text('log-level = "error"\n')
+        server.send_signal(signal.SIGHUP)
+        _eventually(lambda: "log-level is error now" in _text(log))
+        server.send_signal(signal.SIGUSR1)
+        _eventually(lambda: "cafsfs.cli.serve._obey_signals: " in _text(log))
+        toml.write_text("no TOML")
+        server.send_signal(signal.SIGHUP)
+        _eventually(lambda: "nothing is changed: " in _text(log))
+        assert "reloaded" not in _text(moved)
+        assert end(server, signal.SIGTERM) == 0
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _text(log: Path) -> str:
+    return log.read_text() if log.exists() else ""
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
