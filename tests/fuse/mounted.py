@@ -185,9 +185,10 @@ class Mounted:
 
 
 def learn_size(mount: Mounted, server: BadServerProcess, blob: Blob) -> None:
-    """Let a mount know the size of a blob, and have nothing else of it.
+    """Let a mount know the size of a blob, and have little else of it.
 
-    A look at a header is not thrown away, the next pull may go on with it: so it is cut off.
+    A look at a header is not thrown away, the next pull may go on with it: so it is cut off. What
+    came with the header (6 KB) may have been received before, and is not lost by that.
     """
     assert attempt("os.stat(a[0]).st_size", mount.path(blob)) == blob.size
     server.hang_up(reset=True)

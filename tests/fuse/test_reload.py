@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -102,8 +103,9 @@ def test_sigusr1_tells_what_the_process_does(
         cafsfs("reload", mount.point, "-o", "log_level=error").ok()
         mount.daemon.signal(signal.SIGUSR1)
         log = mount.logged("_obey_signals")
+        # A server that resets does not take back what it has sent: a part may be there.
+        assert re.search(rf"{blob.hash} \d+ of {SIZE} bytes", log), log
         for part in (
-            f"{blob.hash} 0 of {SIZE} bytes",
             " read for ",
             f"<RemoteStore {server.address}",
             "cache: CacheUsage",
