@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -66,6 +68,17 @@ class MirrorTemplate:
         name = digest.hex
         values = {"hash": name, "ab": name[:2], "cd": name[2:4]}
         return _PLACEHOLDER.sub(lambda found: values[found[1]], self.pattern)
+
+
+def told_apart(mirrors: Iterable[MirrorTemplate]) -> list[MirrorTemplate]:
+    """Each once; the second of a host is called ``https://host#2``, for paths may be secrets."""
+    seen: Counter[str] = Counter()
+    named = []
+    for each in dict.fromkeys(mirrors):
+        seen[each.name] += 1
+        number = seen[each.name]
+        named.append(each if number == 1 else replace(each, name=f"{each.name}#{number}"))
+    return named
 
 
 def _split(text: str) -> tuple[SplitResult, int | None]:

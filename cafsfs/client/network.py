@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from cafsfs.client.credentials import NO_CREDENTIALS, Credentials
-from cafsfs.client.mirror_template import MirrorTemplate
+from cafsfs.client.mirror_template import MirrorTemplate, told_apart
 from cafsfs.client.remote import RemoteStore
 from cafsfs.client.servers import Deadlines, Member
 from cafsfs.errors import UsageError
@@ -89,7 +89,7 @@ class Network:
             )
             for member in members
         ]
-        self._mirrors = [self._mirror(each) for each in dict.fromkeys(mirrors)]
+        self._mirrors = [self._mirror(each) for each in told_apart(mirrors)]
         self.router = Router(
             [
                 *map(Place, map(_site, members), self._remotes),

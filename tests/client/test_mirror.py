@@ -882,6 +882,14 @@ async def test_a_server_is_asked_before_a_mirror(server: WebServerThread) -> Non
             assert not await client.check(ABSENT)
 
 
+async def test_mirrors_on_one_host_are_told_apart() -> None:
+    """And not by what may be a secret."""
+    urls = [f"https://me:geheim@host/{path}/{{hash}}?key=geheim" for path in ("x", "y", "z")]
+    client = CafsClient("/data", ["host"], mirrors=[*urls, urls[1], "http://host/{hash}"])
+    names = [each.name for each in client.servers()]
+    assert names == ["host:2403", "https://host", "https://host#2", "https://host#3", "http://host"]
+
+
 def test_mirrors_of_a_client_are_a_list_of_urls() -> None:
     with pytest.raises(UsageError, match="mirrors are a list"):
         CafsClient("/data", ["host"], mirrors="https://me:geheim@host/{hash}")
