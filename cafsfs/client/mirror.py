@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import httpx
@@ -39,6 +41,7 @@ from cafsfs.errors import (
     RangeError,
     RemoteProtocolError,
     StoreError,
+    TimedOut,
     Unavailable,
 )
 from cafsfs.packing import HEADER_LENGTH, Compression, Header
@@ -51,6 +54,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _QUICK = 4  # connections for questions, so that they never queue behind bodies
+# Questions on one connection that share the deadline of one; see ANSWERS_TOGETHER of connection.py,
+# which is that of all four.
+_TOGETHER = 5
+_GLANCE = 1.0  # seconds by which a deadline may be off
 _REMEMBERED = 10_000  # blobs that were ambiguous, and how they were read
 _BELIEVED_FOR = 60.0  # seconds from the last denial of a blob that cannot be
 _PARTING = 0.1  # seconds for the end of a body, of which all has come, to be seen
@@ -73,9 +80,9 @@ class Reading(enum.Enum):
 class MirrorStore(PackedStore):
     """The blobs of one HTTP mirror; to be closed by ``aclose``.
 
-    Up to ``connections`` bodies come at once, others wait for their turn. A body that breaks off
-    goes on where it was, if the server has proved that it is the same still. ``transport``
-    replaces the network.
+    Up to ``connections`` bodies come at once, others wait for their turn as long as anything moves.
+    A body that breaks off goes on where it was, if the server has proved that it is the same still.
+    ``transport`` replaces the network.
     """
 
     def __init__(
@@ -88,16 +95,19 @@ class MirrorStore(PackedStore):
     ) -> None:
         self.name = template.name
         self._template = template
-        self._deadlines = deadlines or Deadlines()
+        self._deadlines = known = deadlines or Deadlines()
         self._web = WebServer(
             self.name,
-            connections=connections + _QUICK,
+            connections=connections + _QUICK + 1,  # for greetings
             deadlines=self._deadlines,
             credentials=template.credentials,
             transport=transport,
         )
-        self._bodies = trio.Semaphore(connections)
-        self._questions = trio.Semaphore(_QUICK)
+        # As long as those who have a place may go without a byte, so that they fail first.
+        self._asked_within = known.connect + known.question
+        patience = max(known.connect + known.answer, known.progress)
+        self._bodies = _Turns(self.name, connections, patience)
+        self._questions = _Turns(self.name, _QUICK, self._asked_within)
         self._ranges = "untested"
         self._lies = False
         self._knows_head = True
@@ -126,9 +136,9 @@ class MirrorStore(PackedStore):
         waiting = iter(digests)
 
         async def work() -> None:
-            for digest in waiting:
-                if not await self._has(digest):
-                    absent.add(digest)
+            while lot := list(islice(waiting, _TOGETHER)):
+                async with self._questions.turn():
+                    absent.update(await self._absent_of(lot))
 
         try:
             async with trio.open_nursery() as nursery:
@@ -171,13 +181,22 @@ class MirrorStore(PackedStore):
         """
         began = trio.current_time()
         self._denied_at = None
-        await self._check_that_it_denies()
+        await self._have_it_deny()  # not after all the questions that wait for their turn
         return trio.current_time() - began
 
     async def _check_that_it_denies(self) -> None:
         """Raise Unavailable of a server that has an answer to everything."""
-        if self._denied_at is not None and trio.current_time() < self._denied_at + _BELIEVED_FOR:
-            return
+        if not self._believed:
+            async with self._questions.turn():
+                if not self._believed:  # nobody has asked meanwhile
+                    await self._have_it_deny()
+
+    @property
+    def _believed(self) -> bool:
+        denied_at = self._denied_at
+        return denied_at is not None and trio.current_time() < denied_at + _BELIEVED_FOR
+
+    async def _have_it_deny(self) -> None:
         try:
             present = await self._has(Digest(secrets.token_bytes(DIGEST_LENGTH)))
         except RequestRefused as error:
@@ -191,6 +210,15 @@ class MirrorStore(PackedStore):
             )
         self._denied_at = trio.current_time()
 
+    async def _absent_of(self, lot: Collection[Digest]) -> set[Digest]:
+        absent = set()
+        with trio.move_on_after(self._asked_within):
+            for digest in lot:
+                if not await self._has(digest):
+                    absent.add(digest)
+            return absent
+        raise TimedOut(f"no answer from {self.name} within {self._deadlines.question:g} s")
+
     async def _has(self, digest: Digest) -> bool:
         if self._knows_head:
             try:
@@ -201,9 +229,8 @@ class MirrorStore(PackedStore):
 
     async def _is_there(self, method: str, digest: Digest, headers: Mapping[str, str]) -> bool:
         try:
-            async with self._questions:
-                answer = await self._ask(method, digest, headers, self._deadlines.question)
-                await answer.close()
+            answer = await self._ask(method, digest, headers, self._deadlines.question)
+            await answer.close()
         except BlobNotFound:
             return False
         return True
@@ -211,7 +238,7 @@ class MirrorStore(PackedStore):
     async def _look(self, digest: Digest) -> _Seen:
         """The first 16 bytes, and the length, mostly for the price of a round trip."""
         headers = {} if self._lies else {"Range": f"bytes=0-{HEADER_LENGTH - 1}"}
-        async with self._questions:
+        async with self._questions.turn():
             answer = await self._ask("GET", digest, headers, self._deadlines.question)
             try:
                 seen = await self._glance(answer, ranged=bool(headers))
@@ -300,7 +327,7 @@ class MirrorStore(PackedStore):
     ) -> AsyncIterator[PackedBody]:
         if offset or length is not None:
             raise RangeError(f"{self.name} is a mirror, and gives no parts of a packed blob")
-        async with self._bodies:
+        async with self._bodies.turn():
             download = await self._begin(digest)
             try:
                 start = await download.read_start(HEADER_LENGTH)
@@ -309,7 +336,8 @@ class MirrorStore(PackedStore):
                 if reading is Reading.CONTENT:
                     start = Header(Compression.NONE, download.length).pack() + start
                 packed_length = _packed_length(download.length, reading)
-                async with _coming(download, start, packed_length) as body:
+                moved = self._bodies.moved
+                async with _coming(download, start, packed_length, moved) as body:
                     yield body
                 if body.ended:
                     self._habit = reading
@@ -331,6 +359,54 @@ class MirrorStore(PackedStore):
     async def deposit(self, digest: Digest, source: PackedSource) -> None:  # noqa: ARG002  # never
         await trio.lowlevel.checkpoint()
         raise StoreError(f"cannot store {digest} on mirror {self.name}", hint=_READ_ONLY)
+
+
+class _Turns:
+    """So many at once, the others in order of arrival, as long as anything moves.
+
+    Where nothing has moved for ``patience`` seconds nobody knows that his turn will ever come.
+    """
+
+    def __init__(self, name: str, count: int, patience: float) -> None:
+        self._name = name
+        self._places = trio.Semaphore(count)
+        self._patience = patience
+        self._moved_at = -math.inf
+        self._waiting: set[trio.CancelScope] = set()
+
+    def moved(self) -> None:
+        """Who waits is not in vain."""
+        now = trio.current_time()
+        if now - self._moved_at >= _GLANCE:
+            self._moved_at = now
+            for each in self._waiting:
+                each.deadline = now + self._patience
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for it; raises TimedOut."""
+        with trio.move_on_after(self._patience) as scope:
+            self._waiting.add(scope)
+            try:
+                await self._places.acquire()
+            finally:
+                self._waiting.discard(scope)
+        if scope.cancelled_caught:
+            raise TimedOut(
+                f"{self._name} had no connection free for {self._patience:g} s, and sent nothing",
+                hint="is it frozen, or does nobody read what it sends?",
+            )
+        try:
+            yield
+        except Unavailable:
+            raise
+        except CafsError:  # an answer all the same
+            self.moved()
+            raise
+        else:
+            self.moved()
+        finally:
+            self._places.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,9 +466,9 @@ class MirrorBody:
 
 @asynccontextmanager
 async def _coming(
-    download: Download, start: bytes, length: int | None
+    download: Download, start: bytes, length: int | None, moved: Callable[[], None]
 ) -> AsyncIterator[MirrorBody]:
-    """A body of ``start`` and all that is still to come."""
+    """A body of ``start`` and all that is still to come; ``moved`` is told when something does."""
     into, pieces = trio.open_memory_channel[bytes](0)
     body = MirrorBody(start, length, pieces)
     seen_to_end = trio.Event()
@@ -401,6 +477,7 @@ async def _coming(
         async with into:
             try:
                 while piece := await download.read():
+                    moved()
                     await into.send(piece)
             except CafsError as error:
                 body.failure = error

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import httpx
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cafsfs.client import CafsClient
 from cafsfs.client.mirror import MirrorStore
@@ -775,6 +777,157 @@ async def test_a_drip_holds_nobody_for_longer_than_silence(
         with pytest.raises(TimedOut, match=r"sent only \d+ bytes in 3 s"):
             await mirror.inspect(digest)
         assert trio.current_time() - began == pytest.approx(3, abs=1)
+
+
+Handler = Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
+
+
+def mirror_by(handler: Handler) -> MirrorStore:
+    template = MirrorTemplate.parse("https://host/{hash}")
+    transport = httpx.MockTransport(handler)
+    return MirrorStore(template, connections=2, deadlines=HURRIED, transport=transport)
+
+
+class Slowly(httpx.AsyncByteStream):
+    """So many pieces, 2 s before each."""
+
+    def __init__(self, pieces: int) -> None:
+        self._left = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        self._left -= 1
+        await trio.sleep(2)
+        return bytes(10_000)
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def never(_: httpx.Request) -> httpx.Response:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+async def failing(ask: Awaitable[object], failed: list[tuple[float, str]]) -> None:
+    """Ask, and note when that fails."""
+    with pytest.raises(TimedOut) as caught:
+        await ask
+    failed.append((trio.current_time(), str(caught.value)))
+
+
+async def test_a_crowd_of_questions_costs_twice_the_time_of_one(
+    autojump_clock: MockClock,
+) -> None:
+    mirror = mirror_by(never)
+    failed: list[tuple[float, str]] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(failing, mirror.inspect(ABSENT), failed)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(failing, mirror.greet(), failed)  # waits for no turn
+    assert [at for at, _ in failed[:90]] == [5] * 90
+    assert failed[-1][0] <= 10
+    said = Counter(reason for _, reason in failed)
+    assert said["https://host had no connection free for 5 s, and sent nothing"] >= 90
+    assert said["no answer from https://host within 3 s"] >= 5
+
+
+async def test_questions_that_are_answered_one_after_the_other_wait_for_their_turn(
+    autojump_clock: MockClock,
+) -> None:
+    """In order of arrival, for longer than who is in vain."""
+    asked: list[str] = []
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path[1:])
+        await trio.sleep(2)
+        return httpx.Response(404, stream=Slowly(0))
+
+    mirror = mirror_by(slowly)
+    digests = [Digest(Random(each).randbytes(32)) for each in range(40)]
+
+    async def ask(digest: Digest) -> None:
+        with pytest.raises(BlobNotFound):
+            await mirror.inspect(digest)
+
+    async with trio.open_nursery() as nursery:
+        for each in digests:
+            nursery.start_soon(ask, each)
+            await wait_all_tasks_blocked()
+    for start in range(0, 40, 4):  # four at once, which Trio wakes in any order
+        wave = slice(start, start + 4)
+        assert set(asked[wave]) == {each.hex for each in digests[wave]}
+    assert trio.current_time() == 20
+
+
+@pytest.mark.parametrize("seconds", [0.9, 1.1])
+async def test_a_batch_of_questions_has_a_deadline(
+    autojump_clock: MockClock, seconds: float
+) -> None:
+    """As much as twenty of them have on a server's connection."""
+
+    async def slowly(_: httpx.Request) -> httpx.Response:
+        await trio.sleep(seconds)
+        return httpx.Response(404, stream=Slowly(0))
+
+    mirror = mirror_by(slowly)
+    digests = {Digest(Random(each).randbytes(32)) for each in range(100)}
+    if seconds < 1:
+        assert await mirror.find_absent(digests) == digests
+        assert trio.current_time() == pytest.approx(25 * seconds)
+    else:
+        with pytest.raises(TimedOut, match="no answer from https://host within 3 s"):
+            await mirror.find_absent(digests)
+        assert trio.current_time() == 5
+
+
+async def test_one_denial_is_enough_for_all(autojump_clock: MockClock) -> None:
+    asked = 0
+
+    async def all_but_one(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        await trio.sleep(0.1)
+        status = 200 if request.url.path == f"/{ABSENT.hex}" else 404
+        return httpx.Response(status, stream=Slowly(0))
+
+    mirror = mirror_by(all_but_one)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(mirror.find_absent, [ABSENT])
+    assert asked <= 20 + 4
+
+
+async def test_who_waits_for_a_body_waits_as_long_as_others_move(
+    autojump_clock: MockClock,
+) -> None:
+    """Here 5 s; then somebody stops reading, and the line goes dead."""
+
+    async def serve(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Slowly(10))
+
+    mirror = mirror_by(serve)
+    failed: list[tuple[float, str]] = []
+
+    async def fetch() -> None:
+        async with mirror.fetch(ABSENT) as body:
+            await read(body)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(fetch)
+    assert trio.current_time() == pytest.approx(60)  # two at once
+    async with mirror.fetch(ABSENT), mirror.fetch(ABSENT):
+        began = trio.current_time()
+        with trio.fail_after(100):
+            await failing(fetch(), failed)
+    assert failed[0][0] - began <= 6 + 2
+    assert failed[0][1] == "https://host had no connection free for 6 s, and sent nothing"
 
 
 async def test_who_waits_may_be_cancelled_and_wait_again(server: WebServerThread) -> None:
