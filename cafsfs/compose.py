@@ -10,50 +10,48 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from cafsfs.client.credentials import Credentials
 from cafsfs.client.network import WORKERS, Network, NetworkOptions
-from cafsfs.client.servers import Deadlines, Server
+from cafsfs.client.servers import Deadlines
 from cafsfs.config import CacheOptions, ServeOptions, StoreOptions, StoreUri
-from cafsfs.control import Handler, ask_all, serve_control
 from cafsfs.digest import Digest
+from cafsfs.duties import commands, obey_commands, obey_signals, stop_on_signal
 from cafsfs.errors import StoreError, UsageError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
-from cafsfs.reloading import RELOAD, MountPlan, Reloading, Reread
-from cafsfs.report.dump import describe, log_dump
-from cafsfs.report.ours import DUMP, STATUS
-from cafsfs.report.recent import RecentComplaints
+from cafsfs.reloading import MountPlan, Reloading, Reread
+from cafsfs.report.dump import describe
+from cafsfs.report.publishing import metrics_page, publish_metrics
+from cafsfs.report.recent import remembered_complaints
 from cafsfs.report.status import About, Parts, Status
 from cafsfs.report.tracing import tracing
 from cafsfs.secret import find_secret
 from cafsfs.server import CafsServer, Gate, Limits
+from cafsfs.sharing import have_index_written
 from cafsfs.store.budget import MemoryBudget
 from cafsfs.store.cache.disk_cache import DiskCache
+from cafsfs.store.cache.premises import is_cache
 from cafsfs.store.cache.upkeep import open_disk_cache
 from cafsfs.store.content_directory import open_seed
 from cafsfs.store.contracts import ContentStore
 from cafsfs.store.gathering import GatheringStore
 from cafsfs.store.local_root import LocalRoot
 from cafsfs.store.pacing import PacingStore
-from cafsfs.store.pump import first_error
 from cafsfs.store.read_caching import ReadCachingStore
 from cafsfs.store.router import Outage, PlaceState
 from cafsfs.store.routing import RoutingStore
 from cafsfs.store.seeded import SeededStore
-from cafsfs.store.switching import SwitchingStore
+from cafsfs.store.switching import Succession, SwitchingStore
 from cafsfs.store.unpacking import UnpackingStore
 from cafsfs.store.watched import WatchedStore
 from cafsfs.vfs.filesystem import FileSystem, VfsOptions
@@ -63,12 +61,9 @@ log = logging.getLogger(__name__)
 # A connection that breaks in the middle is worth one more try at once; a server that is really
 # down refuses the second, and the next server is asked.
 _ATTEMPTS = 2
-_NAMED = 10_000  # blobs of which mounts are told by name
-_MOUNTS_PATIENCE = 1.0  # seconds that mounts have to write their index before we read it
 _RESERVE = 252  # connections to a server beyond the usual, for readers of large blobs who wait
 _OWN = "authenticated"  # below the cache directory; holds caches, see own_cache
 _OWN_LENGTH = 32  # hexadecimal digits
-_PAGE_LIVES = 1.0  # second that a page of metrics is shown: to make one takes 5 ms
 
 
 @asynccontextmanager
@@ -194,17 +189,13 @@ def _with_own_cache(plan: MountPlan) -> MountPlan:
     return replace(plan, cache=own_cache(plan.uri, plan.store, plan.cache))
 
 
-def _plan_again(plan: MountPlan, reread: Reread | None, options: Mapping[str, str]) -> MountPlan:
-    return plan if reread is None else _with_own_cache(reread(options))
-
-
 async def run_mount(
     plan: MountPlan,
     ready: Callable[[Callable[[], str]], Awaitable[None]],
-    stopping: Callable[[], None] = lambda: None,
+    stopping: Callable[[], None],
     *,
-    reread: Reread | None = None,
-    reloading: Callable[[bool], None] = lambda _: None,
+    reread: Reread,
+    reloading: Callable[[bool], None],
 ) -> None:
     """Mount and serve until unmounted, or until SIGTERM or SIGINT; ``stopping`` at such a signal.
 
@@ -217,7 +208,7 @@ async def run_mount(
     metrics, budget = Metrics(), MemoryBudget(plan.store.memory)
     async with (
         tracing(plan.point) as metrics.trace,
-        _remembered_complaints(metrics) as complaints,
+        remembered_complaints(metrics) as complaints,
         open_disk_cache(
             plan.cache.cache_dir,
             bounds=plan.cache.bounds,
@@ -226,8 +217,8 @@ async def run_mount(
         ) as cache,
         trio.open_nursery() as nursery,
     ):
-        network = _Network(nursery, budget)
-        await network.begin(plan)
+        network = Succession(nursery)
+        await network.begin(_open_network(plan, budget))
         store = ReadCachingStore(
             cache,
             with_seed(network.store, plan.cache, budget),
@@ -236,28 +227,50 @@ async def run_mount(
             verify_first=plan.mount.verify_first,
             metrics=metrics,
         )
-        parts = _parts(network, budget)
+        parts = _parts(network.store, budget)
         status = Status(_about(plan), metrics, store, complaints, parts)
-        files = {**status.files, "metrics": _metrics_page(status)}
-        filesystem = FileSystem(store, _vfs_options(plan), files, metrics)
-        _keep_told(filesystem, cache, store)
+        filesystem = FileSystem(store, _vfs_options(plan), _files(status), metrics)
+        _keep_told(filesystem, cache, store, parts)
         session = Session(filesystem, plan.point, _fuse_options(plan), metrics)
         parts.kernel = lambda: session.kernel_settings
-        parts.filesystem, parts.openers = filesystem.state, filesystem.openers
         changing = Reloading(
             plan,
-            partial(_plan_again, plan, reread),
+            lambda options: _with_own_cache(reread(options)),
             cache=cache,
             store=store,
             filesystem=filesystem,
             budget=budget,
-            renew=network.renew,
+            renew=lambda plan: network.renew(_open_network(plan, budget)),
         )
-        await _publish_metrics(nursery, plan, status)
-        await nursery.start(_stop_on_signal, stopping, session.stop)
-        await _take_orders(nursery, changing, reloading, cache, status, network)
+        tell = partial(describe, status, lambda: server_pools(network.store.current))
+        await publish_metrics(nursery, plan.mount, status)
+        await nursery.start(stop_on_signal, stopping, session.stop)
+        await nursery.start(obey_signals, partial(_reload, changing, reloading), tell)
+        await obey_commands(nursery, commands(changing, cache, status, tell))
         await session.run(partial(ready, status.summary))
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_network(plan: MountPlan, budget: MemoryBudget) -> AsyncIterator[ContentStore]:
+    """The content behind the URI of a mount; raises as ``open_store`` does, in groups."""
+    async with trio.open_nursery() as parking:
+        async with open_store(
+            plan.uri,
+            plan.store,
+            parking=parking,
+            reserve=_RESERVE,
+            deadlines=plan.deadlines,
+            budget=budget,
+        ) as store:
+            yield store
+        parking.cancel_scope.cancel()
+
+
+async def _reload(changing: Reloading, reloading: Callable[[bool], None]) -> None:
+    reloading(True)
+    await changing.on_signal()
+    reloading(False)
 
 
 def with_seed(
@@ -269,26 +282,6 @@ def with_seed(
     limiter = trio.CapacityLimiter(WORKERS)
     seed = open_seed(options.cache_seed, limiter=limiter, budget=budget)
     return SeededStore(seed, store)
-
-
-CACHE_CHANGED = "cache-changed"
-"""Command of the control socket: another process has changed ``digests`` (null: any) in the cache
-whose directory has the device and inode ``cache``."""
-
-
-def tell_mounts(cache: DiskCache, digests: Collection[Digest] | None) -> None:
-    """Tell live mounts on this cache which blobs (None: any) were changed; blocks up to 5 s."""
-    names = None if digests is None else [each.hex for each in digests]
-    if names is not None and len(names) > _NAMED:
-        names = None  # a request has a megabyte at most
-    with suppress(StoreError):  # no runtime directory, so no mounts
-        ask_all(
-            {"command": CACHE_CHANGED, "cache": list(cache.premises.identity), "digests": names}
-        )
-
-
-WRITE_INDEX = "write-index"
-"""Command of the control socket: write what is known of that ``cache`` to its index now."""
 
 
 @asynccontextmanager
@@ -305,21 +298,8 @@ async def open_cache(options: CacheOptions, what: str) -> AsyncIterator[DiskCach
     async with open_disk_cache(
         options.cache_dir, bounds=options.bounds, what=what, keep=False
     ) as cache:
-        await trio.to_thread.run_sync(_have_index_written, cache)
+        await trio.to_thread.run_sync(have_index_written, cache)
         yield cache
-
-
-def is_cache(directory: Path) -> bool:
-    """Has a cache been made there? A store has ``blobs`` too, and must not be taken for one."""
-    return any(os.path.lexists(directory / each) for each in ("partial", "index.sqlite"))
-
-
-def _have_index_written(cache: DiskCache) -> None:
-    with suppress(StoreError):  # no runtime directory, so no mounts
-        ask_all(
-            {"command": WRITE_INDEX, "cache": list(cache.premises.identity)},
-            deadline=_MOUNTS_PATIENCE,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,198 +351,36 @@ async def open_prefetching(
         nursery.cancel_scope.cancel()
 
 
-def _commands(
-    changing: Reloading,
-    cache: DiskCache,
-    status: Status,
-    tell: Callable[[], list[str]],
-) -> dict[str, Handler]:
-    """What the control socket is asked."""
-
-    def concerns_us(request: dict[str, Any]) -> bool:
-        return request.get("cache") == list(cache.premises.identity)
-
-    async def cache_changed(request: dict[str, Any]) -> dict[str, object]:
-        concerned = concerns_us(request)
-        if concerned:
-            digests = request.get("digests")
-            await cache.look_again(None if digests is None else [Digest.parse(e) for e in digests])
-        return {"concerned": concerned, "mountpoint": changing.plan.point}
-
-    async def write_index(request: dict[str, Any]) -> dict[str, object]:
-        if concerned := concerns_us(request):
-            await cache.keeper.flush()
-        return {"concerned": concerned, "mountpoint": changing.plan.point}
-
-    async def tell_status(_: dict[str, Any]) -> dict[str, object]:
-        return status.stats()
-
-    async def tell_tasks(_: dict[str, Any]) -> dict[str, object]:
-        return {"dump": "".join(f"{line}\n" for line in tell())}
-
-    return {
-        CACHE_CHANGED: cache_changed,
-        WRITE_INDEX: write_index,
-        STATUS: tell_status,
-        DUMP: tell_tasks,
-        RELOAD: changing.command,
-    }
-
-
-async def _take_orders(
-    nursery: trio.Nursery,
-    changing: Reloading,
-    reloading: Callable[[bool], None],
-    cache: DiskCache,
-    status: Status,
-    network: _Network,
-) -> None:
-    """By the control socket, and by signals."""
-    tell = partial(describe, status, lambda: server_pools(network.store.current))
-    await nursery.start(_obey_signals, changing, reloading, tell)
-    try:
-        await nursery.start(serve_control, _commands(changing, cache, status, tell))
-    except StoreError as error:  # a mount without it is a mount all the same
-        log.warning("commands cannot reach this mount: %s", error)
-
-
-class _Network:
-    """The servers of a mount; others take their place while it runs."""
-
-    store: SwitchingStore
-
-    def __init__(self, nursery: trio.Nursery, budget: MemoryBudget) -> None:
-        self._nursery = nursery
-        self._budget = budget
-        self._retire: Callable[[], None] = lambda: None
-
-    async def begin(self, plan: MountPlan) -> None:
-        """Open them; raises as ``open_store`` does."""
-        opened, self._retire = await self._nursery.start(self._keep, plan)
-        self.store = SwitchingStore(opened)
-
-    async def renew(self, plan: MountPlan) -> None:
-        """Ask those of another plan from now on; raises as ``open_store`` does.
-
-        Pulls that are under way end where they began.
-        """
-        try:
-            opened, retire = await self._nursery.start(self._keep, plan)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
-        former, self._retire = self._retire, retire
-
-        async def leave() -> None:
-            await self.store.switch(opened)
-            former()
-
-        self._nursery.start_soon(leave)
-
-    async def _keep(
-        self,
-        plan: MountPlan,
-        *,
-        task_status: trio.TaskStatus[tuple[ContentStore, Callable[[], None]]],
-    ) -> None:
-        """Hold a store open until it is retired."""
-        retired = trio.Event()
-        async with trio.open_nursery() as parking:
-            async with open_store(
-                plan.uri,
-                plan.store,
-                parking=parking,
-                reserve=_RESERVE,
-                deadlines=plan.deadlines,
-                budget=self._budget,
-            ) as store:
-                task_status.started((store, retired.set))
-                await retired.wait()
-            parking.cancel_scope.cancel()
-
-
-async def _obey_signals(
-    changing: Reloading,
-    reloading: Callable[[bool], None],
-    tell: Callable[[], list[str]],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGUSR1) as signals:
-        task_status.started()
-        async for number in signals:
-            if number == signal.SIGUSR1:
-                log_dump(tell())
-                continue
-            reloading(True)
-            await changing.on_signal()
-            reloading(False)
-
-
-@asynccontextmanager
-async def _remembered_complaints(metrics: Metrics) -> AsyncIterator[RecentComplaints]:
-    complaints = RecentComplaints(metrics)
-    logging.getLogger().addHandler(complaints)
-    try:
-        yield complaints
-    finally:
-        logging.getLogger().removeHandler(complaints)
-
-
 def _about(plan: MountPlan) -> About:
+    from importlib.metadata import version  # noqa: PLC0415  # slow to import; only a mount asks
+
     return About(
-        version=_version(),
+        version=version("cafsfs"),
         uri=plan.uri.shown,
         mountpoint=plan.point,
         cache_directory=str(plan.cache.cache_dir),
     )
 
 
-def _keep_told(filesystem: FileSystem, cache: DiskCache, store: ReadCachingStore) -> None:
+def _files(status: Status) -> dict[str, Callable[[], bytes]]:
+    return {**status.files, "metrics": metrics_page(status)}
+
+
+def _keep_told(
+    filesystem: FileSystem, cache: DiskCache, store: ReadCachingStore, parts: Parts
+) -> None:
     cache.on_change = filesystem.blocks_changed
     store.on_size_changed = filesystem.size_is_wrong
     store.on_unverified = filesystem.content_is_unverified
+    parts.filesystem, parts.openers = filesystem.state, filesystem.openers
 
 
-def _parts(network: _Network, budget: MemoryBudget) -> Parts:
+def _parts(network: SwitchingStore, budget: MemoryBudget) -> Parts:
     return Parts(
-        servers=lambda: server_states(network.store.current),
-        outage=lambda: outage(network.store.current),
+        servers=lambda: server_states(network.current),
+        outage=lambda: outage(network.current),
         memory=budget.state,
     )
-
-
-def _metrics_page(status: Status) -> Callable[[], bytes]:
-    """A stat and a read of it are answered with the same page, at most a second old."""
-    page, until = b"", -math.inf
-
-    def render() -> bytes:
-        from cafsfs.report.exposition import MetricsPage  # noqa: PLC0415  # 45 ms, the first time
-
-        nonlocal page, until
-        if trio.current_time() > until:
-            page, until = MetricsPage(status).openmetrics(), trio.current_time() + _PAGE_LIVES
-        return page
-
-    return render
-
-
-async def _publish_metrics(nursery: trio.Nursery, plan: MountPlan, status: Status) -> None:
-    listen, textfile = plan.mount.metrics_listen, plan.mount.metrics_textfile
-    if listen is None and textfile is None:
-        return
-    from cafsfs.report import exposition  # noqa: PLC0415  # 45 ms; only who asks has them
-
-    page = exposition.MetricsPage(status)
-    if textfile is not None:
-        nursery.start_soon(exposition.write_textfile, page, textfile)
-    if listen is None:
-        return
-    try:
-        host, port = await nursery.start(exposition.serve_metrics, page, listen.host, listen.port)
-    except OSError as error:  # a mount without them is a mount all the same
-        log.warning("nobody can get metrics at %s: %s", listen, error.strerror)
-    else:
-        log.info("metrics are at http://%s/metrics", Server(host, port))
 
 
 def _vfs_options(plan: MountPlan) -> VfsOptions:
@@ -582,20 +400,3 @@ def _fuse_options(plan: MountPlan) -> list[str]:
     if plan.mount.allow_other:
         options.append("allow_other")
     return [*options, *plan.kernel_options]
-
-
-async def _stop_on_signal(
-    *deeds: Callable[[], None],
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for _ in signals:
-            for each in deeds:
-                each()
-
-
-def _version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415  # slow to import; only a mount asks
-
-    return version("cafsfs")

@@ -18,7 +18,7 @@ from cafsfs.cli.options import QUIET, layers, with_options
 from cafsfs.cli.prefetch import fill, make_order, parse_flag, report
 from cafsfs.cli.progress import Progress
 from cafsfs.cli.talk import blobs, complain, emit, moment, readable, run
-from cafsfs.compose import open_cache, tell_mounts
+from cafsfs.compose import open_cache
 from cafsfs.config import (
     FOR_UPLOADS,
     CacheOptions,
@@ -33,6 +33,7 @@ from cafsfs.config import (
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, StoreError, UsageError
 from cafsfs.report.logs import start_logging
+from cafsfs.sharing import tell_mounts
 from cafsfs.store.cache import curation
 from cafsfs.store.cache.bounds import Amount, Bounds
 from cafsfs.store.cache.curation import Removed, Survey, Verification

@@ -20,12 +20,10 @@ from cafsfs.cli.talk import blobs, complain, emit, readable, run
 from cafsfs.cli.target import find_quietly
 from cafsfs.compose import (
     Prefetching,
-    is_cache,
     open_cache,
     open_prefetching,
     open_store,
     own_cache,
-    tell_mounts,
     with_seed,
 )
 from cafsfs.config import (
@@ -40,7 +38,9 @@ from cafsfs.config import (
 )
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError, StoreError, Unavailable, Unreachable, UsageError
+from cafsfs.sharing import tell_mounts
 from cafsfs.store.cache import curation
+from cafsfs.store.cache.premises import is_cache
 from cafsfs.store.contracts import BlobStat
 
 _JOBS = 4

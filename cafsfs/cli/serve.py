@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,9 @@ from cafsfs.cli.talk import run_daemon
 from cafsfs.client.servers import Server
 from cafsfs.compose import make_server
 from cafsfs.config import LogOptions, ServeOptions, resolve
+from cafsfs.duties import obey_signals, stop_on_signal
 from cafsfs.errors import CafsError
-from cafsfs.report.dump import describe_tasks, log_dump
+from cafsfs.report.dump import describe_tasks
 from cafsfs.report.logs import reopen_files, set_level, start_logging
 from cafsfs.server import CafsServer
 
@@ -64,8 +64,8 @@ async def _serve(
     server: CafsServer, path: Path, options: ServeOptions, level: Callable[[], str]
 ) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(_stop_on_signal, server, options.grace)
-        await nursery.start(_obey_signals, level)
+        await nursery.start(stop_on_signal, partial(_stop, server, options.grace))
+        await nursery.start(obey_signals, partial(_reload, level), describe_tasks)
         async with trio.open_nursery() as serving:
             listen = partial(server.serve, inherited=inherited_sockets())
             addresses = await serving.start(listen, options.listen.host, options.listen.port)
@@ -76,40 +76,24 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(
-    server: CafsServer,
-    grace: float,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for _ in signals:
-            notify("STOPPING=1")
-            log.info("stopping: transfers have %g s to finish", grace)
-            server.stop()
+def _stop(server: CafsServer, grace: float) -> None:
+    notify("STOPPING=1")
+    log.info("stopping: transfers have %g s to finish", grace)
+    server.stop()
 
 
-async def _obey_signals(
-    level: Callable[[], str], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """SIGHUP: open the log's file anew, and take its level from the configuration. SIGUSR1: dump.
+async def _reload(level: Callable[[], str]) -> None:
+    """Open the log's file anew, and take its level from the configuration.
 
     All else of a server needs a restart; clients go on at another one, or try again.
     """
-    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGUSR1) as signals:
-        task_status.started()
-        async for number in signals:
-            if number == signal.SIGUSR1:
-                log_dump(describe_tasks())
-                continue
-            notify_reloading()
-            reopen_files()
-            try:
-                chosen = await trio.to_thread.run_sync(level)
-            except CafsError as error:
-                log.error("nothing is changed: %s", error)  # noqa: TRY400  # no bug
-            else:
-                log.info("reloaded: log-level is %s now; all else needs a restart", chosen)
-                set_level(chosen)
-            notify("READY=1")
+    notify_reloading()
+    reopen_files()
+    try:
+        chosen = await trio.to_thread.run_sync(level)
+    except CafsError as error:
+        log.error("nothing is changed: %s", error)  # noqa: TRY400  # no bug
+    else:
+        log.info("reloaded: log-level is %s now; all else needs a restart", chosen)
+        set_level(chosen)
+    notify("READY=1")

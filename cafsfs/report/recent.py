@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from cafsfs.metrics import Metrics
@@ -57,3 +59,14 @@ class RecentComplaints(logging.Handler):
             return list(self._kept.values())
         finally:
             self.release()
+
+
+@asynccontextmanager
+async def remembered_complaints(metrics: Metrics) -> AsyncIterator[RecentComplaints]:
+    """Those of the whole process, from now to the end of the block."""
+    complaints = RecentComplaints(metrics)
+    logging.getLogger().addHandler(complaints)
+    try:
+        yield complaints
+    finally:
+        logging.getLogger().removeHandler(complaints)

@@ -14,6 +14,7 @@ import trio
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError
 from cafsfs.store.budget import MemoryBudget
+from cafsfs.store.cache.premises import is_cache
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 from cafsfs.store.files import copy_content
 from cafsfs.store.local_root import LocalRoot, blob_path, is_blob
@@ -40,7 +41,7 @@ def open_seed(
         names = set(os.listdir(directory))
     except OSError as error:
         raise StoreError(f"cannot read the seed `{directory}`: {error.strerror}") from error
-    if names & {"partial", "index.sqlite"}:
+    if is_cache(directory):
         return ContentDirectory(directory, limiter=limiter)
     if "blobs" in names:
         root = LocalRoot(directory, limiter=limiter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 
 import trio
 
@@ -18,6 +18,10 @@ from cafsfs.store.contracts import (
     Failures,
     Wanted,
 )
+from cafsfs.store.pump import first_error
+
+Opening = AbstractAsyncContextManager[ContentStore]
+"""Opens a store when it is entered, and closes it when it is left."""
 
 
 class SwitchingStore(ContentStore):
@@ -79,3 +83,48 @@ class SwitchingStore(ContentStore):
     async def put(self, digest: Digest, source: ContentSource) -> tuple[str, ...]:
         with self._held() as store:
             return await store.put(digest, source)
+
+
+class Succession:
+    """Stores that are opened one after the other, each held open until nobody waits for it.
+
+    ``store`` is the one for all of them, once ``begin`` has opened the first.
+    """
+
+    store: SwitchingStore
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._retire: Callable[[], None] = lambda: None
+
+    async def begin(self, opening: Opening) -> None:
+        """Open the first; raises what that raises, in groups."""
+        opened, self._retire = await self._nursery.start(self._keep, opening)
+        self.store = SwitchingStore(opened)
+
+    async def renew(self, opening: Opening) -> None:
+        """Ask another one from now on; raises what opening it raises, and goes on as before.
+
+        Pulls that are under way end where they began.
+        """
+        try:
+            opened, retire = await self._nursery.start(self._keep, opening)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        former, self._retire = self._retire, retire
+
+        async def leave() -> None:
+            await self.store.switch(opened)
+            former()
+
+        self._nursery.start_soon(leave)
+
+    @staticmethod
+    async def _keep(
+        opening: Opening, *, task_status: trio.TaskStatus[tuple[ContentStore, Callable[[], None]]]
+    ) -> None:
+        """Hold a store open until it is retired."""
+        retired = trio.Event()
+        async with opening as store:
+            task_status.started((store, retired.set))
+            await retired.wait()

@@ -130,7 +130,7 @@ def test_sighup_opens_the_log_anew_and_reads_its_level_and_sigusr1_tells_the_tas
         server.send_signal(signal.SIGHUP)
         _eventually(lambda: "log-level is error now" in _text(log))
         server.send_signal(signal.SIGUSR1)
-        _eventually(lambda: "cafsfs.cli.serve._obey_signals: " in _text(log))
+        _eventually(lambda: "cafsfs.duties.obey_signals: " in _text(log))
         toml.write_text("no TOML")
         server.send_signal(signal.SIGHUP)
         _eventually(lambda: "nothing is changed: " in _text(log))

@@ -102,7 +102,7 @@ def test_sigusr1_tells_what_the_process_does(
         )
         cafsfs("reload", mount.point, "-o", "log_level=error").ok()
         mount.daemon.signal(signal.SIGUSR1)
-        log = mount.logged("_obey_signals")
+        log = mount.logged("obey_signals")
         # A server that resets does not take back what it has sent: a part may be there.
         assert re.search(rf"{blob.hash} \d+ of {SIZE} bytes", log), log
         for part in (

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from cafsfs.digest import Digest
-from cafsfs.errors import BlobNotFound
+from cafsfs.errors import BlobNotFound, UsageError
 from cafsfs.packing import hash_bytes
-from cafsfs.store.contracts import BlobStat
+from cafsfs.store.contracts import BlobStat, ContentStore
 from cafsfs.store.memory import MemorySink, MemorySource, MemoryStore
-from cafsfs.store.switching import SwitchingStore
+from cafsfs.store.switching import Succession, SwitchingStore
 from tests.store.scripted import ScriptedStore
 
 CONTENT = b"content"
@@ -71,3 +74,52 @@ async def test_every_verb_is_passed_on() -> None:
     assert await store.stat_many([DIGEST], told.__setitem__) == {}
     assert told[DIGEST].size == len(CONTENT)
     assert await store.pull_many([]) == {}
+
+
+class Openings:
+    """Opens stores, and notes which are open."""
+
+    def __init__(self) -> None:
+        self.open: set[ContentStore] = set()
+
+    @asynccontextmanager
+    async def of(self, store: ContentStore | None) -> AsyncIterator[ContentStore]:
+        """As the network of a mount does: with tasks beside it."""
+        async with trio.open_nursery() as nursery:
+            if store is None:
+                raise UsageError("the secret cannot be read")
+            self.open.add(store)
+            yield store
+            self.open.remove(store)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_former_store_is_closed_when_nobody_waits_for_it() -> None:
+    former, later, openings = ScriptedStore(CONTENT), MemoryStore(), Openings()
+    former.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        succession = Succession(nursery)
+        await succession.begin(openings.of(former))
+        async with trio.open_nursery() as pulling:
+            pulling.start_soon(succession.store.pull, DIGEST, MemorySink())
+            await wait_all_tasks_blocked()
+            await succession.renew(openings.of(later))
+            await wait_all_tasks_blocked()
+            assert succession.store.current is later
+            assert openings.open == {former, later}
+            former.gate.set()
+        await wait_all_tasks_blocked()
+        assert openings.open == {later}
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_cannot_be_opened_takes_no_place() -> None:
+    first, openings = MemoryStore(), Openings()
+    async with trio.open_nursery() as nursery:
+        succession = Succession(nursery)
+        await succession.begin(openings.of(first))
+        with pytest.raises(UsageError, match="cannot be read"):
+            await succession.renew(openings.of(None))
+        assert succession.store.current is first
+        assert openings.open == {first}
+        nursery.cancel_scope.cancel()

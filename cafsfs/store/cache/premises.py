@@ -16,6 +16,8 @@ from cafsfs.store.cache import partials
 from cafsfs.store.cache.durability import since_boot
 
 MEMORY = frozenset({"tmpfs", "ramfs"})
+_PARTIALS = "partial"
+_INDEX = "index.sqlite"
 _TRIES = 5  # to enter, between looks of others that take microseconds
 _LOOSE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -40,8 +42,8 @@ class Premises:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.blobs = directory / "blobs"
-        self.partials = directory / "partial"
-        self.index = directory / "index.sqlite"
+        self.partials = directory / _PARTIALS
+        self.index = directory / _INDEX
         self._sessions = directory / "sessions"
         self.read_only: str | None = None
         for each in (directory, self.blobs, self.partials, self._sessions):
@@ -207,6 +209,11 @@ class Premises:
         with suppress(OSError):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         return -1
+
+
+def is_cache(directory: Path) -> bool:
+    """Has a cache been made there? A store has ``blobs`` too, and must not be taken for one."""
+    return any(os.path.lexists(directory / each) for each in (_PARTIALS, _INDEX))
 
 
 def _unusable(directory: Path, reason: str) -> StoreError:
