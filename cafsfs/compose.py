@@ -23,7 +23,8 @@ import trio
 from cafsfs.client.credentials import Credentials
 from cafsfs.client.network import WORKERS, Network, NetworkOptions
 from cafsfs.client.servers import Deadlines
-from cafsfs.config import CacheOptions, ServeOptions, StoreOptions, StoreUri
+from cafsfs.config.options import CacheOptions, ServeOptions, StoreOptions
+from cafsfs.config.uri import StoreUri
 from cafsfs.digest import Digest
 from cafsfs.duties import commands, obey_commands, obey_signals, stop_on_signal
 from cafsfs.errors import StoreError, UsageError

@@ -14,15 +14,9 @@ from typing import Any
 import trio
 
 from cafsfs.client.servers import Deadlines
-from cafsfs.config import (
-    LOG_LEVELS,
-    CacheOptions,
-    LogOptions,
-    MountOptions,
-    StoreOptions,
-    StoreUri,
-    plain,
-)
+from cafsfs.config.options import CacheOptions, LogOptions, MountOptions, StoreOptions
+from cafsfs.config.uri import StoreUri
+from cafsfs.config.values import LOG_LEVELS, plain
 from cafsfs.errors import CafsError, UsageError
 from cafsfs.report.logs import reopen_files, set_level
 from cafsfs.store.budget import MemoryBudget

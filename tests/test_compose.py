@@ -14,7 +14,8 @@ from cafsfs import compose
 from cafsfs.client.credentials import Credentials
 from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.compose import make_server, open_store, own_cache, with_seed
-from cafsfs.config import CacheOptions, MountOptions, ServeOptions, StoreOptions, parse_uri
+from cafsfs.config.options import CacheOptions, MountOptions, ServeOptions, StoreOptions
+from cafsfs.config.uri import parse_uri
 from cafsfs.errors import BlobNotFound, StoreError, Unreachable, UsageError
 from cafsfs.packing import Compression, hash_bytes
 from cafsfs.reloading import MountPlan

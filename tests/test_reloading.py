@@ -9,15 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from cafsfs.config import (
-    CacheOptions,
-    LogOptions,
-    MountOptions,
-    StoreOptions,
-    option_names,
-    parse_amount,
-    parse_uri,
-)
+from cafsfs.config.options import CacheOptions, LogOptions, MountOptions, StoreOptions, option_names
+from cafsfs.config.uri import parse_uri
+from cafsfs.config.values import parse_amount
 from cafsfs.errors import UsageError
 from cafsfs.metrics import Metrics
 from cafsfs.reloading import MountPlan, Reloading, compare

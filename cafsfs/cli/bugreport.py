@@ -16,7 +16,8 @@ import click
 
 from cafsfs.cli.completing import complete_mount
 from cafsfs.cli.talk import emit
-from cafsfs.config import ServeOptions, StoreOptions, environment_layer, resolve, toml_layers
+from cafsfs.config.layers import environment_layer, resolve, toml_layers
+from cafsfs.config.options import ServeOptions, StoreOptions
 from cafsfs.doctor.apart import run_apart
 from cafsfs.doctor.evidence import gathered, pieces_of, said_by
 from cafsfs.errors import MountError, StoreError, UsageError

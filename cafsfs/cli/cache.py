@@ -19,17 +19,9 @@ from cafsfs.cli.prefetch import fill, make_order, parse_flag, report
 from cafsfs.cli.progress import Progress
 from cafsfs.cli.talk import blobs, complain, emit, moment, readable, run
 from cafsfs.compose import open_cache
-from cafsfs.config import (
-    FOR_UPLOADS,
-    CacheOptions,
-    Layer,
-    LogOptions,
-    StoreOptions,
-    explain,
-    option_names,
-    parse_count,
-    resolve,
-)
+from cafsfs.config.layers import Layer, explain, resolve
+from cafsfs.config.options import FOR_UPLOADS, CacheOptions, LogOptions, StoreOptions, option_names
+from cafsfs.config.values import parse_count
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, StoreError, UsageError
 from cafsfs.report.logs import start_logging

@@ -8,33 +8,19 @@ from contextlib import suppress
 import click
 from click.shell_completion import CompletionItem
 
-from cafsfs.config import (
-    AUTHS,
-    ENCRYPTIONS,
-    LOG_LEVELS,
-    parse_auth,
-    parse_encryption,
-    parse_level,
-    parse_path,
-    parse_verify_first,
-)
+from cafsfs.config.values import Choice, parse_path, parse_verify_first
 from cafsfs.fuse.mounts import FSTYPE, list_mounts
 
 Completing = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
-_WORDS = {
-    parse_level: LOG_LEVELS,
-    parse_auth: AUTHS,
-    parse_encryption: ENCRYPTIONS,
-    parse_verify_first: ("always",),
-}
-
 
 def complete_value(parse: Callable[[str], object]) -> Completing | None:
     """What completes the values that ``parse`` reads; None if they cannot be foreseen."""
-    if parse is parse_path:
-        return complete_file
-    return complete_words(_WORDS[parse]) if parse in _WORDS else None
+    if isinstance(parse, Choice):
+        return complete_words(parse.words)
+    if parse is parse_verify_first:
+        return complete_words(["always"])
+    return complete_file if parse is parse_path else None
 
 
 def complete_words(words: Collection[str]) -> Completing:

@@ -15,16 +15,8 @@ from cafsfs.cli.completing import complete_mount
 from cafsfs.cli.options import flags_layer, with_options
 from cafsfs.cli.talk import emit
 from cafsfs.cli.target import Target, find_target
-from cafsfs.config import (
-    FOR_UPLOADS,
-    CacheOptions,
-    Layer,
-    MountOptions,
-    StoreOptions,
-    environment_layer,
-    resolve,
-    toml_layers,
-)
+from cafsfs.config.layers import Layer, environment_layer, resolve, toml_layers
+from cafsfs.config.options import FOR_UPLOADS, CacheOptions, MountOptions, StoreOptions
 from cafsfs.doctor.apart import examine
 from cafsfs.doctor.case import Case, Finding, Verdict
 from cafsfs.doctor.examination import CHECKS

@@ -1,7 +1,7 @@
 """The guides that ship in the package, as text: generated parts filled in, notes for tests out.
 
 A guide is reStructuredText, ``cafsfs/guide/TOPIC.rst``, that reads well as it is. A comment
-``.. options: StoreOptions`` stands where the options of a group go, from ``config.py`` and the
+``.. options: StoreOptions`` stands where the options of a group go, from ``config/`` and the
 commands that take them, and ``.. metrics: all`` where those of ``report/families.py`` go. Other
 comments are for tests (``.. test: ID`` names what proves a
 sentence), and no reader sees them. Man pages are made of the same text (``manual.py``).
@@ -18,9 +18,10 @@ from typing import Any
 
 import click
 
-from cafsfs import config
 from cafsfs.cli.options import METAVARS
-from cafsfs.config import FOR_UPLOADS, IN_MOUNT_OPTIONS, IN_URI, flag, option_names, plain
+from cafsfs.config import options
+from cafsfs.config.options import FOR_UPLOADS, IN_MOUNT_OPTIONS, IN_URI, flag, option_names
+from cafsfs.config.values import Choice, parse_bool, parse_verify_first, plain
 from cafsfs.errors import UsageError
 from cafsfs.report.families import (
     FAMILIES,
@@ -50,13 +51,6 @@ _DEFAULTS = {
     "fsname": "the URI as given",
     "encryption": "required if there is a secret",
 }
-# Their help begins with values, which are not written in capitals.
-_VALUES_FIRST = (
-    config.parse_level,
-    config.parse_format,
-    config.parse_auth,
-    config.parse_encryption,
-)
 
 
 def read_guide(topic: str, root: click.Group) -> str:
@@ -143,7 +137,7 @@ def _fill_in(found: re.Match[str], root: click.Group) -> str:
         return describe_metrics()
     if found[2] != "options":
         return ""
-    listed = describe_options(getattr(config, found[3]), root)
+    listed = describe_options(getattr(options, found[3]), root)
     return textwrap.indent(listed, found[1])
 
 
@@ -154,10 +148,10 @@ def _tidy(text: str) -> str:
 
 def _describe(name: str, each: dataclasses.Field[Any], group: type, root: click.Group) -> str:
     parse = each.metadata["parse"]
-    metavar = "" if parse is config.parse_bool else f" {METAVARS[parse.__name__]}"
+    metavar = "" if parse is parse_bool else f" {METAVARS[parse]}"
     value = getattr(group(), name)
     default = _DEFAULTS.get(name) or ("none" if value in {None, ()} else plain(value, parse))
-    if parse is config.parse_verify_first:
+    if parse is parse_verify_first:
         default = plain(value, parse)
     key = name.replace("_", "-")
     commands = ", ".join(f"``{path}``" for path in commands_with(name, group, root))
@@ -168,7 +162,7 @@ def _describe(name: str, each: dataclasses.Field[Any], group: type, root: click.
         ways.append(f"``?{key}=`` in the URI")
     ways += [f"``CAFSFS_{name.upper()}``", f"``{key}`` in TOML"]
     text = re.sub(r"(https?://\S+)", r"``\1``", each.metadata["help"])
-    if parse not in _VALUES_FIRST:
+    if not isinstance(parse, Choice):  # whose words come first, and are not written in capitals
         text = text[:1].upper() + text[1:]
     lines = [
         f"{text}.",

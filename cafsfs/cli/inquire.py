@@ -13,7 +13,7 @@ from cafsfs.cli.talk import complain, emit, run
 from cafsfs.cli.target import Target, find_quietly
 from cafsfs.client.client import full_stats
 from cafsfs.compose import open_store
-from cafsfs.config import FOR_UPLOADS, LogOptions, StoreOptions
+from cafsfs.config.options import FOR_UPLOADS, LogOptions, StoreOptions
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError, UsageError
 from cafsfs.store.contracts import BlobStat

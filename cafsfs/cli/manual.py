@@ -17,7 +17,7 @@ import click
 from cafsfs.cli.app import cafsfs
 from cafsfs.cli.guides import TOPICS, read_guide, read_title, walk
 from cafsfs.cli.talk import emit
-from cafsfs.config import ALL_OPTIONS, option_names
+from cafsfs.config.options import ALL_OPTIONS, option_names
 
 _MARKS = re.compile(r"([*|\\]|_(?=\W|$)|<)")  # what would begin markup
 _QUOTED = re.compile(r"(`[^`\n]+`)")

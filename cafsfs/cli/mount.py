@@ -30,17 +30,9 @@ from cafsfs.cli.supervisor import notify, notify_reloading
 from cafsfs.cli.talk import run_daemon
 from cafsfs.cli.target import find_target
 from cafsfs.compose import run_mount
-from cafsfs.config import (
-    FOR_UPLOADS,
-    CacheOptions,
-    LogOptions,
-    MountArguments,
-    MountOptions,
-    StoreOptions,
-    parse_bool,
-    parse_mount_options,
-    parse_path,
-)
+from cafsfs.config.mount_options import MountArguments, parse_mount_options
+from cafsfs.config.options import FOR_UPLOADS, CacheOptions, LogOptions, MountOptions, StoreOptions
+from cafsfs.config.values import parse_bool, parse_path
 from cafsfs.errors import MountError
 from cafsfs.fuse import mounts
 from cafsfs.reloading import MountPlan, Reread

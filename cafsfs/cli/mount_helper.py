@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from cafsfs.cli.app import invoke
-from cafsfs.config import parse_mount_options
+from cafsfs.config.mount_options import parse_mount_options
 from cafsfs.errors import UsageError
 
 _WRONG_CALL = 1

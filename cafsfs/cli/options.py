@@ -1,4 +1,4 @@
-"""Options of ``config.py`` as flags of a command, and the layers that they win over."""
+"""Options of ``config/`` as flags of a command, and the layers that they win over."""
 
 from __future__ import annotations
 
@@ -10,38 +10,51 @@ from typing import Any, TypeVar
 import click
 
 from cafsfs.cli.completing import complete_value
-from cafsfs.config import (
-    Layer,
-    environment_layer,
-    explain,
-    flag,
-    option_names,
+from cafsfs.client.groups import parse_zone
+from cafsfs.config.layers import Layer, environment_layer, explain, toml_layers
+from cafsfs.config.options import flag, option_names
+from cafsfs.config.values import (
+    parse_age,
+    parse_amount,
+    parse_auth,
     parse_bool,
+    parse_count,
+    parse_encryption,
+    parse_format,
+    parse_id,
+    parse_level,
+    parse_listen,
+    parse_mirrors,
+    parse_path,
+    parse_seconds,
+    parse_size,
+    parse_text,
+    parse_textfile,
+    parse_verify_first,
     plain,
-    toml_layers,
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # What an option takes, by its parser.
-METAVARS = {
-    "parse_size": "SIZE",
-    "parse_amount": "SIZE|N%",
-    "parse_verify_first": "SIZE|always",
-    "parse_age": "AGE",
-    "parse_seconds": "SECONDS",
-    "parse_count": "N",
-    "parse_id": "ID",
-    "parse_level": "LEVEL",
-    "parse_format": "auto|human|json",
-    "parse_auth": "auto|required",
-    "parse_encryption": "optional|required",
-    "parse_zone": "NAME",
-    "parse_mirrors": "URL",
-    "parse_text": "TEXT",
-    "parse_path": "PATH",
-    "parse_listen": "HOST:PORT",
-    "parse_textfile": "PATH",
+METAVARS: Mapping[Callable[[str], object], str] = {
+    parse_size: "SIZE",
+    parse_amount: "SIZE|N%",
+    parse_verify_first: "SIZE|always",
+    parse_age: "AGE",
+    parse_seconds: "SECONDS",
+    parse_count: "N",
+    parse_id: "ID",
+    parse_level: "LEVEL",
+    parse_format: "auto|human|json",
+    parse_auth: "auto|required",
+    parse_encryption: "optional|required",
+    parse_zone: "NAME",
+    parse_mirrors: "URL",
+    parse_text: "TEXT",
+    parse_path: "PATH",
+    parse_listen: "HOST:PORT",
+    parse_textfile: "PATH",
 }
 
 
@@ -78,7 +91,7 @@ def with_options(
                 made = click.option(
                     flag(name),
                     name,
-                    metavar=METAVARS[parse.__name__],
+                    metavar=METAVARS[parse],
                     default=None,
                     help=text,
                     shell_complete=complete_value(parse),

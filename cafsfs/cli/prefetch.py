@@ -26,16 +26,10 @@ from cafsfs.compose import (
     own_cache,
     with_seed,
 )
-from cafsfs.config import (
-    FOR_UPLOADS,
-    CacheOptions,
-    LogOptions,
-    StoreOptions,
-    StoreUri,
-    explain,
-    parse_count,
-    parse_size,
-)
+from cafsfs.config.layers import explain
+from cafsfs.config.options import FOR_UPLOADS, CacheOptions, LogOptions, StoreOptions
+from cafsfs.config.uri import StoreUri
+from cafsfs.config.values import parse_count, parse_size
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError, StoreError, Unavailable, Unreachable, UsageError
 from cafsfs.sharing import tell_mounts

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from cafsfs.cli.talk import emit
-from cafsfs.config import flag, parse_mount_options
+from cafsfs.config.mount_options import parse_mount_options
+from cafsfs.config.options import flag
 from cafsfs.control import ask, runtime_directory
 from cafsfs.errors import MountError, Unavailable
 from cafsfs.fuse import mounts

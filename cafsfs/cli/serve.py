@@ -16,7 +16,8 @@ from cafsfs.cli.supervisor import inherited_sockets, notify, notify_reloading
 from cafsfs.cli.talk import run_daemon
 from cafsfs.client.servers import Server
 from cafsfs.compose import make_server
-from cafsfs.config import LogOptions, ServeOptions, resolve
+from cafsfs.config.layers import resolve
+from cafsfs.config.options import LogOptions, ServeOptions
 from cafsfs.duties import obey_signals, stop_on_signal
 from cafsfs.errors import CafsError
 from cafsfs.report.dump import describe_tasks

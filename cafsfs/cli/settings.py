@@ -14,20 +14,11 @@ from cafsfs.cli.talk import emit
 from cafsfs.cli.target import find_target
 from cafsfs.client.groups import complete, describe
 from cafsfs.client.servers import Member
-from cafsfs.config import (
-    ALL_OPTIONS,
-    ARGUMENTS,
-    Layer,
-    Setting,
-    StoreUri,
-    explain,
-    option_names,
-    parse_mount_options,
-    parse_path,
-    parse_text,
-    plain,
-    server_tables,
-)
+from cafsfs.config.layers import ARGUMENTS, Layer, Setting, explain, server_tables
+from cafsfs.config.mount_options import parse_mount_options
+from cafsfs.config.options import ALL_OPTIONS, option_names
+from cafsfs.config.uri import StoreUri
+from cafsfs.config.values import parse_path, parse_text, plain
 from cafsfs.store.cache.bounds import Amount
 
 

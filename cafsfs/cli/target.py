@@ -9,17 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from cafsfs.cli.options import QUIET, argument, flags_layer
-from cafsfs.config import (
-    Layer,
-    LogOptions,
-    StoreOptions,
-    StoreUri,
-    environment_layer,
-    parse_uri,
-    resolve,
-    server_tables,
-    toml_layers,
-)
+from cafsfs.config.layers import Layer, environment_layer, resolve, server_tables, toml_layers
+from cafsfs.config.options import LogOptions, StoreOptions
+from cafsfs.config.uri import StoreUri, parse_uri
 from cafsfs.report.logs import start_logging
 
 T = TypeVar("T")

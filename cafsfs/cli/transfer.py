@@ -23,13 +23,8 @@ from cafsfs.cli.progress import Progress
 from cafsfs.cli.talk import complain, emit, run
 from cafsfs.cli.target import Target, find_quietly
 from cafsfs.compose import open_store
-from cafsfs.config import (
-    FOR_DOWNLOADS,
-    FOR_UPLOADS,
-    LogOptions,
-    StoreOptions,
-    StoreUri,
-)
+from cafsfs.config.options import FOR_DOWNLOADS, FOR_UPLOADS, LogOptions, StoreOptions
+from cafsfs.config.uri import StoreUri
 from cafsfs.digest import Digest
 from cafsfs.errors import (
     AuthenticationFailed,

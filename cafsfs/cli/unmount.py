@@ -9,7 +9,7 @@ import click
 
 from cafsfs.cli.completing import complete_mount
 from cafsfs.cli.options import argument
-from cafsfs.config import toml_layers
+from cafsfs.config.layers import toml_layers
 from cafsfs.errors import MountError
 from cafsfs.fuse import mounts
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cafsfs.config import CacheOptions, MountOptions, StoreOptions, StoreUri
+from cafsfs.config.options import CacheOptions, MountOptions, StoreOptions
+from cafsfs.config.uri import StoreUri
 from cafsfs.report.ours import Found
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
-from cafsfs.config import LogOptions
+from cafsfs.config.options import LogOptions
 from cafsfs.errors import UsageError
 from cafsfs.report.repeats import Repeats
 

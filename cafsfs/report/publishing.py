@@ -12,7 +12,7 @@ from collections.abc import Callable
 import trio
 
 from cafsfs.client.servers import Server
-from cafsfs.config import MountOptions
+from cafsfs.config.options import MountOptions
 from cafsfs.report.status import Status
 
 log = logging.getLogger(__name__)

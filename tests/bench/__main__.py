@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from cafsfs.config import parse_count, parse_seconds, parse_size
+from cafsfs.config.values import parse_count, parse_seconds, parse_size
 from tests.bench import rclone
 from tests.bench.children import BenchError
 from tests.bench.machine import describe, filesystem_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cafsfs.config import ALL_OPTIONS, option_names
+from cafsfs.config.options import ALL_OPTIONS, option_names
 from tests.cli.running import run
 
 pytestmark = pytest.mark.process

@@ -17,14 +17,10 @@ import pytest
 
 from cafsfs.cli.app import cafsfs
 from cafsfs.cli.guides import TOPICS, as_plain_text, commands_with, read_guide, walk
-from cafsfs.config import (
-    ALL_OPTIONS,
-    ServeOptions,
-    environment_layer,
-    option_names,
-    parse_mount_options,
-    parse_uri,
-)
+from cafsfs.config.layers import environment_layer
+from cafsfs.config.mount_options import parse_mount_options
+from cafsfs.config.options import ALL_OPTIONS, ServeOptions, option_names
+from cafsfs.config.uri import parse_uri
 from cafsfs.errors import UsageError
 from tests.cli.guides import (
     GUIDES,

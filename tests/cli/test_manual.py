@@ -14,7 +14,7 @@ import pytest
 from cafsfs.cli.app import cafsfs
 from cafsfs.cli.guides import TOPICS, walk
 from cafsfs.cli.manual import PAGES
-from cafsfs.config import ALL_OPTIONS, IN_MOUNT_OPTIONS, flag, option_names
+from cafsfs.config.options import ALL_OPTIONS, IN_MOUNT_OPTIONS, flag, option_names
 from tests.cli.running import REPOSITORY
 
 pytestmark = pytest.mark.process

@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 import pytest
 
 from cafsfs.cli import mount_helper
-from cafsfs.config import parse_mount_options
+from cafsfs.config.mount_options import parse_mount_options
 
 SPEC, POINT = "cafs://h:2403/data", "/mnt/cafs"
 

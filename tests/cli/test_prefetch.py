@@ -19,7 +19,8 @@ import trio
 import trio.testing
 
 from cafsfs.cli import prefetch as filling
-from cafsfs.config import CacheOptions, StoreOptions, parse_uri
+from cafsfs.config.options import CacheOptions, StoreOptions
+from cafsfs.config.uri import parse_uri
 from cafsfs.digest import Digest
 from cafsfs.errors import Unavailable, Unreachable
 from cafsfs.packing import hash_bytes

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cafsfs.cli import mount_helper, remount
-from cafsfs.config import parse_mount_options
+from cafsfs.config.mount_options import parse_mount_options
 from cafsfs.fuse import mounts
 from cafsfs.fuse.mounts import FSTYPE, Mount
 from cafsfs.reloading import RELOAD

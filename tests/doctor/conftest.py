@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cafsfs.config import CacheOptions
+from cafsfs.config.options import CacheOptions
 from cafsfs.doctor.case import Case, Look, Verdict
 
 CaseMaker = Callable[..., Case]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cafsfs.config import MountOptions
+from cafsfs.config.options import MountOptions
 from cafsfs.doctor import machine
 from cafsfs.doctor.case import Look, Verdict
 from cafsfs.report.ours import Found, State

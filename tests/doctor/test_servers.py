@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cafsfs.client.mirror_template import MirrorTemplate
-from cafsfs.config import CacheOptions, StoreOptions, parse_uri
+from cafsfs.config.options import CacheOptions, StoreOptions
+from cafsfs.config.uri import parse_uri
 from cafsfs.digest import Digest
 from cafsfs.doctor import servers
 from cafsfs.doctor.case import Verdict

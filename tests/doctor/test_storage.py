@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cafsfs.config import CacheOptions, parse_amount
+from cafsfs.config.options import CacheOptions
+from cafsfs.config.values import parse_amount
 from cafsfs.doctor import storage
 from cafsfs.doctor.case import Verdict
 from tests.doctor.conftest import CaseMaker, only, seen

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cafsfs.config import LogOptions
+from cafsfs.config.options import LogOptions
 from cafsfs.errors import UsageError
 from cafsfs.report import journal, logs
 from cafsfs.report.logs import flush_log, leave_terminal, queued_log, reopen_files, set_level
