@@ -24,21 +24,43 @@ _SPACES = ("--mount", "--pid", "--uts", "--ipc", "--cgroup", "--net")
 _OWN = ("unshare", *_SPACES, "--propagation", "private", "--fork", "--kill-child")
 USER = 1000
 USER_ENVIRONMENT = ("HOME=/home/joe", "XDG_RUNTIME_DIR=/run/user/1000", "USER=joe")
-# The disk, and systemd's hierarchy of control groups: by version 1 one of its own will do.
+# The disk, and all hierarchies of control groups that systemd would mount; it makes no groups in
+# cpuset. By version 1 it needs one of its own, and mounts version 2 beside it.
 _HOLD = """
 mount -t tmpfs machine "$0"
-mkdir "$0/groups"
 if grep -q '^cgroup ' /proc/mounts; then
-    mount -t cgroup -o none,name=systemd machine "$0/groups"
-else
-    mount -t cgroup2 machine "$0/groups"
+    mkdir "$0/systemd"
+    mount -t cgroup -o none,name=systemd machine "$0/systemd"
 fi
+while IFS=: read -r number names path; do
+    case $names in
+        "") kind="cgroup2" ;;
+        cpuset) continue ;;
+        name=*) kind="cgroup -o none,$names" ;;
+        *) kind="cgroup -o $names" ;;
+    esac
+    mkdir -p "$0/groups/$number"
+    mount -t $kind machine "$0/groups/$number"
+    echo "$0/groups/$number${path%/}/${0##*/}" >>"$0/own"
+done </proc/self/cgroup
 echo >"$0/held"
 exec sleep 100000
 """
-# Two machines in one group would take each other's processes for their own.
-_IN_A_GROUP = 'mkdir "$0"; echo 0 >"$0/cgroup.procs"; exec "$@"'
-_LEAVE_NO_GROUP = 'find "$0" -depth -type d -exec rmdir {} + ; test ! -e "$0"'
+# Two machines in one group would take each other's processes for their own, and remove each
+# other's groups: a unit that starts just then fails with 219/CGROUP.
+_IN_A_GROUP = """
+while read -r group; do
+    mkdir "$group"
+    echo 0 >"$group/cgroup.procs"
+done <"$0"
+exec "$@"
+"""
+_LEAVE_NO_GROUP = """
+while read -r group; do
+    test ! -e "$group" || find "$group" -depth -type d -exec rmdir {} +
+    test ! -e "$group"
+done <"$0"
+"""
 
 
 class Machine:
@@ -49,7 +71,7 @@ class Machine:
         self._disk = disk
         self._init: Process | None = None
         self._pid = 0
-        self._group = disk / "groups" / disk.name
+        self._groups = disk / "own"
         private = ("unshare", "--mount", "--propagation", "private")
         self._holder = Process(*LEASHED, *private, "sh", "-e", "-c", _HOLD, disk)
         self._enter_holder = ("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--wd=/")
@@ -76,7 +98,7 @@ class Machine:
 
     def _clear_up(self) -> None:
         eventually(lambda: not Path(f"/proc/{self._pid}").exists(), what="its init has gone")
-        remove = (*self._enter_holder, "sh", "-c", _LEAVE_NO_GROUP, self._group)
+        remove = (*self._enter_holder, "sh", "-e", "-c", _LEAVE_NO_GROUP, self._groups)
         eventually(lambda: run(*remove).code == 0, what="its control groups have gone")
 
     # --- power
@@ -84,7 +106,7 @@ class Machine:
     def boot(self) -> None:
         """Returns when systemd says that all is up; raises CannotBuild if there is none."""
         parts = (self._disk, self.tree.debian, self.tree.installed, self.tree.python)
-        in_a_group = (*self._enter_holder, "sh", "-e", "-c", _IN_A_GROUP, self._group)
+        in_a_group = (*self._enter_holder, "sh", "-e", "-c", _IN_A_GROUP, self._groups)
         self._init = Process(*LEASHED, *in_a_group, *_OWN, "sh", "-e", _BOOT, *parts)
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children")
 
@@ -93,22 +115,25 @@ class Machine:
             if not self._init.runs:
                 raise CannotBuild(f"no machine here: {self._init.finish().err[-500:]}")
             text = children.read_text().split()
-            if text and Path(f"/proc/{text[0]}/comm").read_text() == "systemd\n":
-                self._pid = int(text[0])
+            with suppress(FileNotFoundError, ProcessLookupError):  # an earlier child has ended
+                if text and Path(f"/proc/{text[0]}/comm").read_text() == "systemd\n":
+                    self._pid = int(text[0])
             return bool(self._pid)
 
         self._pid = 0
         eventually(started, what="systemd has started")
-        self._wait_until_it_is_up()
-        self.run(
-            "systemd-sysusers", "cafsfs.conf"
-        ).ok()  # as `make install` does where systemd runs
-        self.run("systemd-tmpfiles", "--create", "cafsfs.conf").ok()
-
-    def _wait_until_it_is_up(self) -> None:
-        up = {"running", "degraded"}  # degraded: a test has let a unit fail
         state = ("systemctl", "is-system-running")
+        up = {"running", "degraded"}
         eventually(lambda: self.run(*state).text.strip() in up, what="the machine is up")
+        needed = ("systemd-sysusers*", "systemd-tmpfiles*", "cafs*")
+        failed = self.systemctl("--failed", "--plain", "--no-legend", *needed).text
+        assert not failed, failed + self.run("journalctl", "--no-pager", "-b").text
+
+    @property
+    def groups(self) -> set[str]:
+        """The control groups of its init, as the machine around it sees them."""
+        lines = Path(f"/proc/{self._pid}/cgroup").read_text().splitlines()
+        return {line for line in lines if ":cpuset:" not in line}
 
     def power_off(self) -> float:
         """As an administrator does; returns the seconds that it took."""
