@@ -41,6 +41,7 @@ from cafsfs.store.contracts import (
     one_by_one,
 )
 from cafsfs.store.memory import MemoryBody
+from cafsfs.store.pump import first_error
 from cafsfs.wire import MAX_ROOT
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ T = TypeVar("T")
 # (protocol page, section 3.4).
 SMALL = 256 << 10
 _PROBES = 2  # at once: each makes a deployed server read the whole blob (protocol page, 3.4)
+# Seconds over what that takes, after which a probe lets the next one in. A lookup has five: one
+# that waits for two probes of blobs that are never answered still has most of them.
+_PROBE_LATE = 2.0
+_LATE_PROBES = 8  # at once beside the others, so that a server is not asked for more and more
 _PROBE_BUFFER = 4 << 10  # bytes of receive buffer: about 6 KB travel then
 _CHECKS = 1000  # pipelined at once: 42 KB of questions, 4 KB of answers
 _PARKED_FOR = 2.0  # seconds that a probe waits for the open that mostly follows a lookup
@@ -113,6 +118,7 @@ class RemoteStore(PackedStore):
         self._parking = parking
         self._parked: dict[Digest, _Parked] = {}  # oldest first
         self._probes = trio.Semaphore(_PROBES)
+        self._late_probes = trio.Semaphore(_LATE_PROBES)
 
     def __repr__(self) -> str:
         return f"<RemoteStore {self.name} bulk={self._bulk!r} parked={len(self._parked)}>"
@@ -165,20 +171,41 @@ class RemoteStore(PackedStore):
         length = await self.measure(digest)
         if length <= SMALL:
             return PackedStat(length, None)
+        return await self._probe_in_turn(digest, length)
+
+    async def _probe_in_turn(self, digest: Digest, length: int) -> PackedStat:
         await self._enter_probes(length)
+        held = self._probes
+
+        async def let_the_next_in() -> None:
+            nonlocal held
+            await trio.sleep(_PROBE_LATE + length / self._deadlines.disk_rate)
+            await self._late_probes.acquire()
+            held.release()
+            held = self._late_probes
+
         try:
-            if await self._ranges.are_sound(digest, length):
-                stat = await self._glimpse(digest)
-                if stat is not None:
-                    return stat
-            probe = await self._open_probe(must_grow=self._parking is not None)
-            try:
-                stat, body = await probe.peek(digest, length)
-            except BaseException:
-                probe.close()
-                raise
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(let_the_next_in)
+                stat = await self._probe(digest, length)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
         finally:
-            self._probes.release()
+            held.release()
+        return stat
+
+    async def _probe(self, digest: Digest, length: int) -> PackedStat:
+        if await self._ranges.are_sound(digest, length):
+            stat = await self._glimpse(digest)
+            if stat is not None:
+                return stat
+        probe = await self._open_probe(must_grow=self._parking is not None)
+        try:
+            stat, body = await probe.peek(digest, length)
+        except BaseException:
+            probe.close()
+            raise
         self._park(digest, _Parked(probe, body))
         return stat
 

@@ -160,21 +160,54 @@ async def test_two_probes_at_once_are_enough() -> None:
 
 
 async def test_a_probe_that_gets_no_turn_says_nothing_of_the_server(
-    autojump_clock: MockClock,
+    jumping_clock: MockClock,
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05  # the sockets are real
     async with bad_server() as server, remote_of(server) as remote:
         await judged(remote, server)
         server.put(LARGE)
         lesser = server.put(LARGE[: SMALL + 1])
         server.fault(Phase.PULL, STALL)
         async with trio.open_nursery() as nursery:
-            for _ in range(2):
+            for _ in range(2 + 8):
                 nursery.start_soon(remote.inspect, digest_of(LARGE))
             await wait_all_tasks_blocked(0.02)
             with pytest.raises(Crowded, match="busy with other probes for 30 s"):
                 await remote.inspect(Digest.parse(lesser))
+            assert server.commands["PULL"] == 2 + 8
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("stuck", [2, 8])
+async def test_probes_that_are_never_answered_do_not_hold_up_the_others(
+    jumping_clock: MockClock, stuck: int
+) -> None:
+    """A lookup has five seconds, and most of them are left when its turn comes."""
+    async with bad_server() as server, remote_of(server) as remote:
+        await judged(remote, server)
+        server.put(LARGE)
+        server.fault(Phase.PULL, STALL, times=stuck)
+        failed: list[float] = []
+
+        async def in_vain(nobody: Digest) -> None:
+            with pytest.raises(TimedOut):
+                await remote.inspect(nobody)
+            failed.append(trio.current_time() - began)
+
+        async with trio.open_nursery() as nursery:
+            began = trio.current_time()
+            for number in range(stuck):
+                if number and number % 2 == 0:
+                    await trio.sleep(2.2)
+                nobody = Digest.parse(server.put(LARGE[: 2 * SMALL + number]))
+                nursery.start_soon(in_vain, nobody)
+            await trio.sleep(0.1)
+            for _ in range(3):
+                asked = trio.current_time()
+                assert (await remote.inspect(digest_of(LARGE))).length == len(LARGE) + 16
+                assert trio.current_time() - asked < 4
+            assert not failed
+        assert len(failed) == stuck
+        assert (remote._probes.value, remote._late_probes.value) == (2, 8)
 
 
 async def test_questions_do_not_queue_behind_bodies(nursery: trio.Nursery) -> None:
@@ -215,7 +248,9 @@ async def test_a_parked_probe_is_given_up_after_a_while(
         assert server.pulls == 2
 
 
-async def test_the_oldest_parked_probe_makes_room(nursery: trio.Nursery) -> None:
+async def test_the_oldest_parked_probe_makes_room(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
     blobs = [LARGE + bytes([each]) for each in range(6)]
     async with bad_server() as server, remote_of(server, parking=nursery) as remote:
         for blob in blobs:
