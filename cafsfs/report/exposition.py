@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _EVERY = 15.0  # seconds between two textfiles; node_exporter is scraped that often by default
 _CLIENT_PATIENCE = 10.0  # seconds that a client of the HTTP server may take for anything
+_CLIENTS = 32  # at once: each has a thread, and whoever reaches the port is let in
+_ACCEPT_PAUSE = 0.01  # seconds between two: without descriptors, accept() would fail all the time
 _UNITS = ("bytes", "seconds")
 
 
@@ -57,10 +59,10 @@ class MetricsPage(Collector):
     def collect(self) -> list[Metric]:
         """What there is to tell now; on the event loop."""
         status = self._status
-        point = status.about.mountpoint
+        point = _as_label(status.about.mountpoint)
         seen = look(status)
         told = [_told(each, seen, point) for each in FAMILIES if self._can_tell(each, seen)]
-        about = {"version": status.about.version, "uri": status.about.uri}
+        about = {"version": status.about.version, "uri": _as_label(status.about.uri)}
         info = InfoMetricFamily(families.INFO, families.INFO_HELP, labels=["mountpoint"])
         info.add_metric([point], about)
         return [*told, _durations(status.metrics, point), info]
@@ -83,6 +85,11 @@ def _told(family: Family, seen: Seen, point: str) -> Metric:
     for values, value in family.samples(seen):
         made.add_metric([point, *values], value)
     return made
+
+
+def _as_label(path: str) -> str:
+    """A path may be any bytes, and a page is UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def unit_of(name: str) -> str:
@@ -138,9 +145,10 @@ async def write_textfile(page: MetricsPage, path: Path) -> None:
             try:
                 await trio.to_thread.run_sync(_write, path, page.collect())
                 said = False
-            except OSError as error:
+            except Exception as error:  # it is no reason for a mount to end
                 if not said:
-                    log.warning("cannot write metrics to `%s`: %s", path, error.strerror)
+                    why = getattr(error, "strerror", None) or repr(error)
+                    log.warning("cannot write metrics to `%s`: %s", path, why)
                 said = True
             await trio.sleep(_EVERY)
     finally:
@@ -176,9 +184,11 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128  # of five that are in the queue the sixth waits for seconds
 
     def __init__(self, family: socket.AddressFamily, address: tuple[Any, ...]) -> None:
         self.address_family = family
+        self._clients: set[object] = set()
         super().__init__(address[:2], _Handler)
         self.socket.setblocking(False)  # who is announced may have gone again
 
@@ -187,6 +197,18 @@ class _Server(ThreadingMixIn, WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.socket.getsockname()[:2]
         self.setup_environ()
+
+    def verify_request(self, request: Any, client_address: object) -> bool:  # noqa: ARG002
+        """One of too many is closed at once."""
+        if len(self._clients) >= _CLIENTS:
+            return False
+        self._clients.add(request)
+        return True
+
+    def shutdown_request(self, request: Any) -> None:
+        """Whatever became of it."""
+        self._clients.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         log.debug("the metrics' client %s has failed: %r", client_address, sys.exception())
@@ -217,3 +239,4 @@ async def serve_metrics(
         while True:
             await trio.lowlevel.wait_readable(server.socket)
             server.handle_request()
+            await trio.sleep(_ACCEPT_PAUSE)

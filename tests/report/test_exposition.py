@@ -6,6 +6,9 @@ import os
 import re
 import socket
 import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from cafsfs.packing import hash_bytes
 from cafsfs.report import exposition
 from cafsfs.report.exposition import MetricsPage, serve_metrics, unit_of, write_textfile
 from cafsfs.report.families import FAMILIES, INFO, REQUEST_SECONDS
-from tests.report.conftest import Bench
+from tests.report.conftest import ABOUT, Bench
 
 POINT = {"mountpoint": "/mnt/cafs"}
 
@@ -109,6 +112,13 @@ async def test_a_metric_that_cannot_be_told_is_left_out(
         assert value(found["cafsfs_known_inodes"]) == 1
 
 
+async def test_a_mount_point_of_any_bytes_has_metrics(bench: Bench, tmp_path: Path) -> None:
+    bench.status.about = replace(ABOUT, mountpoint=os.fsdecode(b'/mnt/\xff"\n'))
+    page = MetricsPage(bench.status)
+    assert told(page)["cafsfs_pulls"].samples[0].labels["mountpoint"] == '/mnt/\ufffd"\n'
+    exposition._write(tmp_path / "cafsfs.prom", page.collect())
+
+
 # --- over HTTP
 
 
@@ -150,6 +160,26 @@ async def test_clients_that_are_slow_or_gone_hold_nobody(
         s.close()
         assert "# EOF" in (await get(f"http://{host}:{port}", "application/openmetrics-text"))[1]
         assert await trio.to_thread.run_sync(partial(slow.recv, 1)) == b""  # cut off
+
+
+@pytest.mark.process
+async def test_clients_are_bounded_and_none_waits_for_another(
+    page: MetricsPage, nursery: trio.Nursery
+) -> None:
+    address = await nursery.start(serve_metrics, page, "127.0.0.1", 0)
+    with ExitStack() as stack:
+        idle = [
+            stack.enter_context(await trio.to_thread.run_sync(socket.create_connection, address))
+            for _ in range(exposition._CLIENTS + 1)
+        ]
+        assert await trio.to_thread.run_sync(partial(idle[-1].recv, 1)) == b""  # one too many
+        for each in idle:
+            each.close()
+    url = f"http://{address[0]}:{address[1]}"
+    refused = True
+    while refused:  # their threads see it in no order
+        with suppress(OSError):
+            refused = "# EOF" not in (await get(url, "application/openmetrics-text"))[1]
 
 
 @pytest.mark.process
@@ -201,3 +231,26 @@ async def test_a_textfile_that_cannot_be_written_is_said_once(
     assert [each.getMessage() for each in caplog.records] == [
         f"cannot write metrics to `{path}`: No such file or directory"
     ]
+
+
+async def test_a_page_that_cannot_be_made_ends_no_mount(
+    page: MetricsPage,
+    tmp_path: Path,
+    jumping_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_log: Callable[[str], None],
+) -> None:
+    expect_log(r"WARNING .*: cannot write metrics to `.*`: KeyError\('a bug'\)$")
+    made = iter([KeyError("a bug")])
+
+    def collect() -> list[Metric]:
+        for error in made:
+            raise error
+        return []
+
+    monkeypatch.setattr(page, "collect", collect)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_textfile, page, tmp_path / "cafsfs.prom")
+        await trio.sleep(20)
+        assert (tmp_path / "cafsfs.prom").exists()
+        nursery.cancel_scope.cancel()
