@@ -19,7 +19,7 @@ import stat
 import struct
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -138,14 +138,18 @@ def ask(path: Path, request: Mapping[str, object], *, deadline: float = 5.0) -> 
     raise RemoteProtocolError(f"`{path}` answered neither yes nor no")
 
 
-def ask_all(request: Mapping[str, object], *, deadline: float = 5.0) -> dict[Path, dict[str, Any]]:
+def ask_all(
+    request: Mapping[str, object], *, deadline: float = 5.0, paths: Collection[Path] | None = None
+) -> dict[Path, dict[str, Any]]:
     """The answers of all our mounts, at once and within ``deadline`` seconds in all.
 
+    Or of those at ``paths`` alone.
     Only those that say yes. One that is dead, or not for us to ask, is passed over; one that
     hangs, refuses or talks nonsense is named in the log.
     Raises StoreError as ``live_sockets`` does.
     """
-    paths = live_sockets()
+    if paths is None:
+        paths = live_sockets()
     answers = {}
     # A thread each, or those that hang would use up the time of the others.
     with ThreadPoolExecutor(max(len(paths), 1)) as pool:

@@ -68,11 +68,10 @@ def bugreport(mountpoint: str | None, output: Path | None, config: Path | None) 
 
 def _find(mountpoint: str | None) -> list[Found]:
     """The mounts that the report is about; raises MountError."""
-    found = find_ours()
     if mountpoint is None:
-        return found
+        return find_ours()
     point = kernel.canonical(mountpoint)
-    there = [each for each in found if each.mountpoint == point]
+    there = find_ours(point)
     if not there:
         raise MountError(
             f"no mount of cafsfs is on `{point}`", hint="`cafsfs mounts` lists what is mounted"

@@ -22,7 +22,7 @@ from cafsfs.doctor.case import Case, Finding, Verdict
 from cafsfs.doctor.examination import CHECKS
 from cafsfs.errors import MountError, UsageError
 from cafsfs.fuse import mounts
-from cafsfs.report.ours import Found, find_ours
+from cafsfs.report.ours import Found, find_on
 
 _SIGNS = {Verdict.FINE: "ok  ", Verdict.ADVICE: "note", Verdict.BROKEN: "FAIL"}
 # Options of a mount that no check asks for.
@@ -94,7 +94,7 @@ def _look_up(
 def _find_mount(target: str) -> Found:
     """One of ours by its mount point, which is not touched; raises MountError, UsageError."""
     point = mounts.canonical(target)
-    found = next((each for each in find_ours() if each.mountpoint == point), None)
+    found = find_on(point)
     if found is not None:
         return found
     there = mounts.find_mount(point)

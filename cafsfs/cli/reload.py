@@ -11,11 +11,11 @@ import click
 from cafsfs.cli.talk import emit
 from cafsfs.config.mount_options import parse_mount_options
 from cafsfs.config.options import flag
-from cafsfs.control import ask, runtime_directory
+from cafsfs.control import ask
 from cafsfs.errors import MountError, Unavailable
 from cafsfs.fuse import mounts
 from cafsfs.reloading import RELOAD
-from cafsfs.report.ours import State, find_ours
+from cafsfs.report.ours import State, find_ours, socket_of
 
 _PATIENCE = 30.0  # seconds; the files of its configuration may be on a slow disk
 
@@ -50,12 +50,12 @@ def request_reload(point: str, options: Mapping[str, str]) -> dict[str, Any]:
 
     Raises StoreError with what the mount says if it will not, MountError where none answers.
     """
-    here = [each for each in find_ours() if each.mountpoint == point and each.state is State.LIVE]
-    if not here:
+    here = [each for each in find_ours(point) if each.state is State.LIVE]
+    path = socket_of(here[-1].pid or 0) if here else None
+    if path is None:
         raise MountError(
             f"no mount of ours answers for `{point}`", hint="`cafsfs mounts` lists them all"
         )
-    path = runtime_directory() / f"{here[-1].pid}.sock"
     request = {"command": RELOAD, "mountpoint": point, "options": dict(options)}
     try:
         return ask(path, request, deadline=_PATIENCE)

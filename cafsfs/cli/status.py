@@ -16,7 +16,7 @@ from cafsfs.cli.completing import complete_mount
 from cafsfs.cli.talk import blobs, emit, readable
 from cafsfs.errors import MountError
 from cafsfs.fuse import mounts as kernel
-from cafsfs.report.ours import Found, State, find_ours
+from cafsfs.report.ours import Found, State, find_on, find_ours
 
 _INTERVAL = 2.0  # seconds between two looks of --watch
 _CLEAR = "\033[H\033[J"  # home, and away with what is below
@@ -25,7 +25,8 @@ _SAYS = {
     State.LIVE: "live",
     State.SILENT: "silent: its process does not answer",
     State.DEAD: "dead: there is no process any more",
-    State.UNKNOWN: "unknown: nobody answers here for it, and it is not ours to look at",
+    State.FOREIGN: "foreign: it is somebody else's, who can look at it",
+    State.UNKNOWN: "unknown: nobody answers, and the kernel does not tell whether it has a process",
     State.HIDDEN: "hidden: it answers, and is not mounted here (unmounted lazily, or elsewhere)",
 }
 
@@ -37,8 +38,8 @@ _SAYS = {
 def status(mountpoint: str | None, *, as_json: bool, watch: bool) -> None:
     """Tell how the mount on MOUNTPOINT is, or each of ours.
 
-    Also while its readers hang: the mount itself is never touched, and nothing takes longer than
-    two seconds. Exit code 1 if one of them is dead or does not answer.
+    Also while its readers hang: the mount itself is never touched, and nobody is waited for longer
+    than two seconds. Exit code 1 if one of them is dead or does not answer.
 
     \b
     cafsfs status /mnt/cafs
@@ -51,7 +52,8 @@ def status(mountpoint: str | None, *, as_json: bool, watch: bool) -> None:
     emit(_shown(found, point, as_json=as_json))
     if not found and not as_json:
         click.echo("no mounts of cafsfs here", err=True)
-    sys.exit(any(each.state not in _HEALTHY for each in found))
+    healthy = _HEALTHY if point is not None else {*_HEALTHY, State.FOREIGN}
+    sys.exit(any(each.state not in healthy for each in found))
 
 
 @click.command()
@@ -60,7 +62,8 @@ def mounts(*, as_json: bool) -> None:
     """List our mounts: where, how each is, its process, its URI.
 
     How: live; silent (its process does not answer), dead (there is none: mount again, or `cafsfs
-    unmount`), unknown (somebody else's), hidden (not mounted here). No mount is touched.
+    unmount`), unknown (one of these), foreign (somebody else's), hidden (not mounted here). No
+    mount is touched.
 
     \b
     cafsfs mounts
@@ -76,12 +79,11 @@ def mounts(*, as_json: bool) -> None:
 
 
 def _find(point: str | None) -> list[Found]:
-    found = find_ours()
     if point is None:
-        return found
-    there = [each for each in found if each.mountpoint == point]
-    if there:
-        return there[-1:]  # the one on top
+        return find_ours()
+    there = find_on(point)
+    if there is not None:
+        return [there]
     mounted = kernel.find_mount(point)
     if mounted is None:
         raise MountError(

@@ -13,10 +13,10 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from cafsfs.control import ask, runtime_directory
+from cafsfs.control import ask
 from cafsfs.errors import CafsError
 from cafsfs.fuse.mounts import FSTYPE
-from cafsfs.report.ours import DUMP, Found
+from cafsfs.report.ours import DUMP, Found, socket_of
 
 _LINES = 2000  # of a log
 _PROGRAM = 5.0  # seconds that another program may take
@@ -78,8 +78,12 @@ def tell_mounts() -> str:
 
 def tell_tasks(mount: Found) -> str:
     """Where each task of a mount is, by its own word."""
+    assert mount.pid is not None
+    path = socket_of(mount.pid)
+    if path is None:
+        return "it does not tell: it has no control socket that we could see\n"
     try:
-        return str(ask(runtime_directory() / f"{mount.pid}.sock", {"command": DUMP})["dump"])
+        return str(ask(path, {"command": DUMP})["dump"])
     except (CafsError, KeyError) as error:
         return f"it does not tell: {error}\n"
 

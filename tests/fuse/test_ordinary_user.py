@@ -7,6 +7,7 @@ interpreter may stand where only root may read.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import pytest
 from tests.bad_server import BadServerProcess
 from tests.fuse.conftest import Mounting
 from tests.fuse.mounted import CONNECTIONS, Mounted
-from tests.fuse.processes import LEASHED, Finished, Process, eventually, run
+from tests.fuse.processes import CAFSFS, LEASHED, Finished, Process, eventually, run
 from tests.fuse.serving import Blob, BlobMaker
 
 pytestmark = [
@@ -149,6 +150,22 @@ def test_root_may_not_read_the_mount_of_another_user(
 ) -> None:
     done = run(*world.enter, "cat", mount.path(blob))
     assert (done.code, "Permission denied" in done.err) == (1, True)
+
+
+def test_root_sees_how_the_mount_of_another_user_is(mount: Mounted, world: World) -> None:
+    done = run(*world.enter, *CAFSFS, "status", mount.point, "--json").ok()
+    told = json.loads(done.text)
+    assert (told["state"], told["pid"]) == ("live", mount.daemon.pid)
+
+
+def test_a_mount_of_another_user_is_foreign_and_no_trouble(
+    world: World, mounting: Mounting, scratch: Path
+) -> None:
+    mount = mounting(program=(*world.enter, *CAFSFS), cache=scratch / "another")
+    done = world.cafsfs("status", "--json")
+    states = {each["mountpoint"]: each["state"] for each in json.loads(done.text)}
+    assert (done.code, states[str(mount.point)]) == (0, "foreign")
+    assert world.cafsfs("status", mount.point).code == 1
 
 
 def test_sigterm_ends_the_mount_of_an_ordinary_user(mount: Mounted, world: World) -> None:

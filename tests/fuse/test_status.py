@@ -174,3 +174,27 @@ def test_watching_goes_on(mount: Mounted) -> None:
 
 def _lines(process: Process) -> int:
     return Path(f"/proc/{process.pid}/fd/1").read_bytes().count(b"\n")
+
+
+def test_a_mount_with_its_socket_elsewhere_is_found_by_its_process(
+    mounting: Mounting, roots: Roots, scratch: Path
+) -> None:
+    """One that cron or a user's session has started has another runtime directory than we have."""
+    mount = mounting(uri=roots.uri, env={"CAFSFS_RUNTIME_DIR": str(scratch / "else where")})
+    assert told(mount)["state"] == "live"
+    assert listed()[str(mount.point)]["pid"] == mount.daemon.pid
+    assert cafsfs("reload", mount.point).ok().text == "nothing has changed\n"
+    mount.stop()
+
+
+def test_the_mount_on_top_is_meant_and_not_a_hidden_one(
+    mounting: Mounting, roots: Roots, scratch: Path
+) -> None:
+    former = mounting(uri=roots.uri)
+    with attempting("time.sleep(60 * (os.open(a[0], 0) > 0))", former.point / ".cafsfs/version"):
+        eventually(lambda: told(former)["filesystem"]["open_handles"] > 0, what="it is open")
+        cafsfs("unmount", "--lazy", former.point).ok()
+        mount = mounting(uri=roots.uri)
+        assert told(mount)["pid"] == mount.daemon.pid != former.daemon.pid
+        states = [each["state"] for each in json.loads(cafsfs("mounts", "--json").ok().out)]
+        assert states.count("hidden") == 1
