@@ -5,7 +5,7 @@ from __future__ import annotations
 from cafsfs.doctor import machine, neighbours, servers, storage
 from cafsfs.doctor.apart import Check
 
-_NETWORK = 20.0  # seconds: connecting, a question and a test of ranges, side by side for all
+_NETWORK = servers.PATIENCE + 5  # seconds; all side by side
 
 CHECKS = (
     Check("device", machine.look_at_device),

@@ -55,11 +55,11 @@ def look_at_fusermount3(case: Case) -> Iterator[Finding]:
 def look_at_allow_other(case: Case) -> Iterator[Finding]:
     """Others may be let in, if that is wanted."""
     lines = (case.read("/etc/fuse.conf") or "").splitlines()
-    allowed = "user_allow_other" in (line.strip() for line in lines)
+    allowed = "user_allow_other" in (line.partition("#")[0].strip() for line in lines)
     if case.uid == 0 or allowed:
         yield fine("--allow-other is allowed")
         return
-    fix = "as root: echo user_allow_other >>/etc/fuse.conf"
+    fix = r"as root: printf '\nuser_allow_other\n' >>/etc/fuse.conf"
     if case.options.allow_other:
         yield broken("--allow-other is asked for, and not allowed to ordinary users", fix)
     else:

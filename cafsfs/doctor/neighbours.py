@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def look_at_updatedb(case: Case) -> Iterator[Finding]:
     if FSTYPE in pruned or (point and any(Path(point).is_relative_to(each) for each in paths)):
         yield fine("updatedb passes mounts of cafsfs over")
         return
-    fix = f"echo 'PRUNEFS = \"{FSTYPE}\"' >>/etc/updatedb.conf"
+    fix = rf"""printf '\nPRUNEFS = "{FSTYPE}"\n' >>/etc/updatedb.conf"""
     if types is not None:
         fix = f"sed -i 's/^ *PRUNEFS *= *\"/&{FSTYPE} /' /etc/updatedb.conf"
     yield advice("updatedb walks the listings of mounts every night", f"as root: {fix}")
@@ -113,19 +114,19 @@ def look_at_mounts(case: Case) -> Iterator[Finding]:
     if case.uri is not None and case.mount is None:
         return
     for each in [case.mount] if case.mount else find_ours():
-        point = each.mountpoint
+        point, shown = each.mountpoint, shlex.quote(each.mountpoint)
         if each.state is State.DEAD:
             yield broken(
                 f"the mount on `{point}` is dead: its process has gone",
-                f"cafsfs unmount {point}; or mount there again, which clears it",
+                f"cafsfs unmount {shown}; or mount there again, which clears it",
             )
         elif each.state is State.SILENT:
             # Or it has its socket elsewhere ($CAFSFS_RUNTIME_DIR); who asks for it, knows.
             verdict = broken if case.mount or each.waiting else advice
             yield verdict(
                 f"process {each.pid} of the mount on `{point}` does not answer",
-                f"cafsfs unmount --force {point}, and mount again; before that, "
-                f"`cafsfs bugreport {point}` for who is to find out why",
+                f"cafsfs unmount --force {shown}, and mount again; before that, "
+                f"`cafsfs bugreport {shown}` for who is to find out why",
             )
         elif each.state is State.LIVE:
             yield fine(f"the mount on {point} answers")

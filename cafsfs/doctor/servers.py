@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -21,6 +22,7 @@ from cafsfs.errors import BlobNotFound, CafsError, InvalidDigest, UsageError
 from cafsfs.packing import HEADER_LENGTH
 from cafsfs.secret import find_secret
 
+PATIENCE = 15.0  # seconds for one server, so that a slow one does not silence the others
 _BUFFER = 4 << 10  # bytes of receive buffer: about 6 KB travel of a body that nobody asked for
 _TRIED = 16  # cached blobs that a server is asked for, until it has one
 _REACH = "is it running, and can it be reached from here? a firewall may be between"
@@ -44,10 +46,11 @@ def look_at_directory(case: Case) -> Iterator[Finding]:
     if case.uri is None or case.uri.directory is None:
         return
     directory = case.uri.directory
+    shown = shlex.quote(str(directory))
     if not directory.is_dir():
-        yield broken(f"there is no root `{directory}`", f"mkdir -p {directory}")
+        yield broken(f"there is no root `{directory}`", f"mkdir -p {shown}")
     elif not os.access(directory, os.R_OK | os.X_OK):
-        yield broken(f"the root `{directory}` cannot be read", f"as root: chmod go+rx {directory}")
+        yield broken(f"the root `{directory}` cannot be read", f"as root: chmod go+rx {shown}")
     else:
         yield fine(f"the root {directory} can be read")
 
@@ -83,10 +86,14 @@ async def _look_at_all(case: Case, credentials: Credentials) -> list[Finding]:
         ),
         *(partial(_look_at_mirror, each, deadlines) for each in case.store.mirror),
     ]
-    found: list[list[Finding]] = [[] for _ in looks]
+    names = [*map(str, case.uri.servers), *(each.name for each in case.store.mirror)]
+    found = [
+        [broken(f"{name} is too slow: not seen within {PATIENCE:g} s", _REACH)] for name in names
+    ]
 
     async def note(number: int) -> None:
-        found[number] = await looks[number]()
+        with trio.move_on_after(PATIENCE):
+            found[number] = await looks[number]()
 
     async with trio.open_nursery() as nursery:
         for number in range(len(looks)):

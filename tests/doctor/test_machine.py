@@ -68,7 +68,7 @@ def test_a_helper_without_rights_is_enough_for_root_alone(case: CaseMaker, root:
     assert only(machine.look_at_fusermount3, case())[0] is Verdict.FINE
 
 
-@pytest.mark.parametrize("text", ["# user_allow_other\n", None])
+@pytest.mark.parametrize("text", ["# user_allow_other\n", "mount_max = 9", None])
 def test_others_are_let_in_only_where_that_is_allowed(
     text: str | None, case: CaseMaker, root: Path
 ) -> None:
@@ -81,6 +81,11 @@ def test_others_are_let_in_only_where_that_is_allowed(
     assert only(machine.look_at_allow_other, case(uid=0))[0] is Verdict.FINE
     do(fix, root)
     assert only(machine.look_at_allow_other, wanted)[0] is Verdict.FINE
+
+
+def test_what_is_allowed_may_have_a_comment(case: CaseMaker, root: Path) -> None:
+    (root / "etc/fuse.conf").write_text(" user_allow_other  # for builds\n")
+    assert only(machine.look_at_allow_other, case())[0] is Verdict.FINE
 
 
 def do(fix: str, root: Path) -> None:

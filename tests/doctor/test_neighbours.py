@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,9 @@ PRUNEFS="NFS afs autofs binfmt_misc fuse.sshfs fusectl"
 MOUNT = Found(mountpoint="/mnt/cafs", uri="cafs://h/r", state=State.LIVE)
 
 
-@pytest.mark.parametrize("text", [DEBIAN, DEBIAN.replace("PRUNEFS=", " PRUNEFS = "), "", "x=1\n"])
+@pytest.mark.parametrize(
+    "text", [DEBIAN, DEBIAN.replace("PRUNEFS=", " PRUNEFS = "), "", "x=1\n", "x=1"]
+)
 def test_updatedb_is_told(text: str, case: CaseMaker, root: Path) -> None:
     conf = root / "etc/updatedb.conf"
     conf.write_text(text)
@@ -38,6 +42,15 @@ def test_updatedb_that_knows_of_us(case: CaseMaker, root: Path) -> None:
     conf.write_text(DEBIAN.replace("/media", "/mnt"))
     assert only(neighbours.look_at_updatedb, case(mount=MOUNT))[0] is Verdict.FINE
     assert only(neighbours.look_at_updatedb, case())[0] is Verdict.ADVICE
+
+
+@pytest.mark.parametrize("state", [State.DEAD, State.SILENT])
+def test_the_fix_of_a_mount_is_for_a_shell(state: State, case: CaseMaker) -> None:
+    mount = Found(mountpoint="/mnt/my blobs", uri="cafs://h/r", state=state)
+    _, text, fix = only(neighbours.look_at_mounts, case(mount=mount))
+    assert "`/mnt/my blobs`" in text
+    words = shlex.split(re.split(r"[;,]", fix)[0])
+    assert [words[:2], words[-1]] == [["cafsfs", "unmount"], "/mnt/my blobs"]
 
 
 def test_without_updatedb_nothing_is_said(case: CaseMaker) -> None:

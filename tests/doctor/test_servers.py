@@ -108,6 +108,20 @@ def test_a_server_that_greets_nobody(case: CaseMaker) -> None:
     assert text == f"no greeting from {silent.address} within 0.3 s"
 
 
+def test_a_server_that_is_too_slow_silences_no_other(
+    server: Serving, case: CaseMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "PATIENCE", 1.5)
+    with BadServerProcess() as silent:
+        silent.fault(Phase.GREETING, Fault(then="stall"))
+        uri = parse_uri(f"cafs://{silent.address},{server.address}/data")
+        examined = case(uri=uri, store=StoreOptions(connect_timeout=60))
+        (verdict, text, _), *others = seen(servers.look_at_servers, examined)
+    assert verdict is Verdict.BROKEN
+    assert text == f"{silent.address} is too slow: not seen within 1.5 s"
+    assert {verdict for verdict, *_ in others} == {Verdict.FINE}
+
+
 # --- secrets and clocks
 
 
