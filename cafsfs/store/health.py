@@ -29,6 +29,7 @@ LAST_WAIT = 10.0  # seconds at most between two of them
 LIES = 3  # wrong hashes within LIES_SPAN, after which a server is asked last
 LIES_SPAN = 600.0  # seconds
 STALE = 60.0  # seconds after which a measured time is measured again
+_UNFAIR = 4  # times less than others: what TCP makes of equals on one line is mostly within that
 _SMOOTHING = 0.3  # of the newest value, in averages
 _NEAR = 2.0  # times the least time: who is no farther counts as equally near
 _NEARER = 0.001  # seconds: what is nearer than that is not told apart
@@ -148,6 +149,15 @@ class Health:
 
     def _lies_at(self, now: float) -> tuple[float, ...]:
         return tuple(each for each in self.lies if now - each < LIES_SPAN)
+
+
+def too_slow(rate: float, *, total: float, pulls: int, least: float) -> bool:
+    """Is a pull of ``rate`` to leave a server that brings ``total`` bytes a second in ``pulls``?
+
+    ``least`` is what a server has to bring, in all of them: a line that they share is not slow
+    because there are many. But who gets much less than his part of it has a line that is.
+    """
+    return rate < least and (total < least or rate * pulls < total / _UNFAIR)
 
 
 def _average(old: float | None, new: float) -> float:

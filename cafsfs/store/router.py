@@ -88,6 +88,8 @@ class Place:
     wrong_hashes: int = 0
     left: int = 0
     answers: int = 0
+    pulls: int = 0  # under way, of those that may leave it
+    brought: int = 0  # bytes of content to these
     greeting: bool = False  # a task is at it
     greeted_at: float = -math.inf  # see Router.lives
     turn: trio.Lock = field(default_factory=trio.Lock)

@@ -46,6 +46,7 @@ from cafsfs.store.contracts import (
     Failures,
     Wanted,
 )
+from cafsfs.store.health import too_slow
 from cafsfs.store.pump import first_error
 from cafsfs.store.router import NO_ANSWER, Place, Router
 
@@ -73,9 +74,10 @@ _WORTH_TIMING = 1 << 20  # bytes: what is smaller tells about round trips, not a
 class RoutingStore(ContentStore):
     """The places of ``router`` as one store; ``stores`` are their contents, in the same order.
 
-    A pull leaves a place that brings less than ``slow_rate`` bytes a second, over ten seconds, for
-    another that has the blob; 0: it never does. ``put`` stores a blob in ``replicas`` places.
-    ``crowded`` tells whether pulls wait for threads or memory of ours: that is no server's fault.
+    A pull leaves a place that brings less than ``slow_rate`` bytes a second, over ten seconds and
+    to all pulls together, for another that has the blob; 0: it never does. ``put`` stores a blob in
+    ``replicas`` places. ``crowded`` tells whether pulls wait for threads or memory of ours: that is
+    no server's fault.
     """
 
     def __init__(
@@ -443,6 +445,7 @@ class RoutingStore(ContentStore):
             scope.cancel()
 
         sink.begin()
+        place.pulls += 1
         began = trio.current_time()
         try:
             async with trio.open_nursery() as nursery:
@@ -458,6 +461,9 @@ class RoutingStore(ContentStore):
                 reason = f"{name} had sent nothing of {digest} within {waited:.0f} s"
                 self._router.leave(place, reason)
             raise error from None
+        finally:
+            place.pulls -= 1
+            place.brought += sink.fresh()
         if found:
             return found[0]
         self._router.leave(place, reason)
@@ -468,22 +474,25 @@ class RoutingStore(ContentStore):
     ) -> str:
         """Returns, with the reason, when the pull had better go on with one of ``rest``."""
         name = place.site.name
-        progress = _Progress(trio.current_time())
+        progress = _Progress(trio.current_time(), place.brought)
         while True:
             await trio.sleep(_GLANCE)
             reason: str | None = None
             held_up = sink.busy or self._crowded()
-            progress.look(trio.current_time(), sink.count, held_up=held_up)
+            place.brought += sink.fresh()
+            progress.look(trio.current_time(), sink.count, place.brought, held_up=held_up)
             if place.down and progress.still >= _GLANCE:
                 reason = f"{name} sends nothing of {digest}, and is down"
             elif not progress.count:
                 if progress.still >= _UNBEGUN:
                     if not await self._router.lives(place):
                         reason = f"{name} has sent nothing of {digest}, and does not greet"
-                    progress = _Progress(trio.current_time())
+                    progress = _Progress(trio.current_time(), place.brought)
             elif progress.still >= _STALLED:
                 reason = f"{name} has sent nothing more of {digest} for {progress.still:.0f} s"
-            elif progress.rate < self._slow_rate:
+            elif too_slow(
+                progress.rate, total=progress.total, pulls=place.pulls, least=self._slow_rate
+            ):
                 reason = f"{name} sends {progress.rate:.0f} bytes a second of {digest}"
             if reason is not None and await self._is_elsewhere(digest, rest):
                 return reason
@@ -577,12 +586,19 @@ class _MeteredSink:
 
     def __init__(self, sink: ContentSink) -> None:
         self._sink = sink
+        self._told = 0
         self.count = 0
         self.busy = False
 
     def begin(self) -> None:
         """An attempt begins: nothing has come."""
-        self.count = 0
+        self.count = self._told = 0
+
+    def fresh(self) -> int:
+        """Bytes that have come since this was asked last."""
+        fresh = self.count - self._told
+        self._told += fresh
+        return fresh
 
     def restart(self) -> None:
         self._sink.restart()
@@ -599,18 +615,21 @@ class _MeteredSink:
 class _Progress:
     """How a pull gets on, as far as it depends on the server: glances, seconds apart."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, brought: int) -> None:
         self._looked_at = now
         self._waited = 0.0  # seconds for the server
-        self._marks = deque([(0.0, 0)])  # these and the count, at the glances of the last while
+        # These, the count and that of all pulls of the place, at the glances of the last while.
+        self._marks = deque([(0.0, 0, brought)])
         self._moved_at = 0.0
         self.count = 0
         self.still = 0.0
         self.rate = math.inf
+        self.total = math.inf
 
-    def look(self, now: float, count: int, *, held_up: bool) -> None:
+    def look(self, now: float, count: int, brought: int, *, held_up: bool) -> None:
         """Have ``count`` (bytes so far), ``still`` (seconds) and ``rate`` (bytes a second).
 
+        ``total`` is the rate of all pulls of the place, which has ``brought`` so many bytes.
         The time up to now is not the server's where it was ``held_up`` by us: by a slow disk, or
         because other pulls have all threads or memory.
         """
@@ -620,12 +639,16 @@ class _Progress:
             self._moved_at = self._waited
         self.count = count
         self.still = self._waited - self._moved_at
-        self._marks.append((self._waited, count))
+        self._marks.append((self._waited, count, brought))
         while len(self._marks) > 1 and self._marks[1][0] <= self._waited - _SPAN:
             self._marks.popleft()
-        since, before = self._marks[0]
+        since, before, brought_before = self._marks[0]
         span = self._waited - since
-        self.rate = (self.count - before) / span if span >= _SPAN else math.inf
+        if span >= _SPAN:
+            self.rate = (count - before) / span
+            self.total = (brought - brought_before) / span
+        else:
+            self.rate = self.total = math.inf
 
 
 class _TooLarge(Exception):

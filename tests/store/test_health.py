@@ -28,6 +28,7 @@ from cafsfs.store.health import (
     Site,
     Standing,
     reading_order,
+    too_slow,
     writing_order,
 )
 
@@ -190,6 +191,23 @@ def test_times_and_rates_are_averages_that_follow() -> None:
         health = health.measured(0.01, 6).moved(1e6)
     assert health.seconds == pytest.approx(0.01, rel=0.1)
     assert health.rate == pytest.approx(1e6)
+
+
+rates = st.floats(0, 1e9)
+
+
+@given(rates, rates, st.integers(1, 100))
+def test_of_one_pull_its_rate_is_that_of_the_server(rate: float, least: float, pulls: int) -> None:
+    assert too_slow(rate, total=rate, pulls=1, least=least) == (rate < least)
+    # A fair part of what is enough is enough; of what is not, nothing is.
+    assert not too_slow(rate, total=rate * pulls, pulls=pulls, least=rate * pulls)
+    assert too_slow(rate, total=rate * pulls, pulls=pulls, least=rate * pulls * 1.01 + 1)
+
+
+def test_who_gets_much_less_than_others_is_on_a_bad_line() -> None:
+    assert not too_slow(26, total=1600, pulls=16, least=1000)
+    assert too_slow(24, total=1600, pulls=16, least=1000)
+    assert not too_slow(1000, total=1e6, pulls=16, least=1000)
 
 
 # --- a group

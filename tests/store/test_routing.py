@@ -485,6 +485,7 @@ class Tap(ScriptedStore):
         self.greets = True
         self.wrong = False
         self.breaks_off = False
+        self.bad: Digest | None = None  # comes at a sixteenth of the rate
 
     async def pull(self, digest: Digest, sink: ContentSink) -> BlobStat:
         self.calls.append("pull")
@@ -497,7 +498,8 @@ class Tap(ScriptedStore):
             sink.restart()
         try:
             for number, at in enumerate(range(0, len(content), 100)):
-                await trio.sleep(math.inf if number == self.dry_after else self.pause)
+                pause = math.inf if number == self.dry_after else self.pause
+                await trio.sleep(16 * pause if digest == self.bad else pause)
                 sink.write(content[at : at + 100])
         except trio.Cancelled:
             self.cancelled += 1
@@ -543,6 +545,34 @@ async def test_a_pull_leaves_who_is_slow_for_who_has_it(
     # And it is not asked first for the next half minute.
     await pull(store, hash_bytes(BLOB))
     assert slow.calls.count("pull") == 1
+
+
+@pytest.mark.parametrize("line", ["thin", "thinner", "of one is bad"])
+async def test_a_line_that_many_pulls_share_is_judged_by_what_it_brings_to_all(
+    line: str, autojump_clock: MockClock, expect_log: Callable[[str], None]
+) -> None:
+    """Each of sixteen left each of its servers once, and began anew."""
+    quick = Tap(0.001)
+    share = Tap({"thin": 1.0, "thinner": 4.0, "of one is bad": 0.25}[line])
+    shared = {"thin": 0, "thinner": 16, "of one is bad": 1}
+    if shared[line]:
+        expect_log(LEAVING + r"sends \d+ bytes a second")
+    blobs = [bytes([each]) * 5000 for each in range(16)]
+    share.blobs = quick.blobs = {hash_bytes(each): each for each in blobs}
+    if line == "of one is bad":
+        share.bad = hash_bytes(blobs[3])
+    store = routed(share, quick, slow_rate=1000)
+
+    async def check(blob: bytes) -> None:
+        assert await pull(store, hash_bytes(blob)) == blob
+
+    async with trio.open_nursery() as nursery:
+        for blob in blobs:
+            nursery.start_soon(check, blob)
+    states = store.router.states()
+    assert (share.cancelled, states[0].left) == (shared[line], shared[line])
+    place = store.router.places[0]
+    assert (place.pulls, place.brought >= 80_000) == (0, not shared[line])
 
 
 @pytest.mark.parametrize("other", ["has it not", "is down", "is slow"])
@@ -682,7 +712,7 @@ async def test_who_sends_nothing_and_is_found_to_be_down_is_left_at_once(
 
 
 def test_our_own_slow_disk_is_not_the_servers_fault() -> None:
-    progress = _Progress(100)
+    progress = _Progress(100, 5000)
     for now, count, held_up, still, rate in (
         (101, 1000, False, 0, math.inf),
         (105, 1000, False, 4, math.inf),
@@ -692,8 +722,9 @@ def test_our_own_slow_disk_is_not_the_servers_fault() -> None:
         (139, 2000, False, 7, 1000 / 12),
         (149, 2000, False, 17, 0),
     ):
-        progress.look(now, count, held_up=held_up)
+        progress.look(now, count, 5000 + 3 * count, held_up=held_up)
         assert (progress.still, progress.rate) == (still, rate)
+        assert progress.total == pytest.approx(3 * rate)
 
 
 @pytest.mark.parametrize("crowded", [True, False])
