@@ -99,7 +99,7 @@ def mount(
     replan = partial(_plan, uri, config, flags, arguments, point)
     plan = replan({})
     if arguments.remount:
-        remount(point, given)
+        remount(point, given, arguments.kernel)
         return
     if not background_child:
         check_mount_point(point, nonempty=plan.mount.nonempty)

@@ -15,8 +15,9 @@ from cafsfs.config.values import parse_bool, parse_path
 _IGNORED = frozenset(
     """
     rw ro defaults auto noauto user users nouser owner group nofail exec suid dev nosuid nodev async
-    sync silent loud relatime norelatime atime diratime strictatime nostrictatime lazytime
+    sync silent loud relatime norelatime atime strictatime nostrictatime lazytime
     nolazytime iversion noiversion mand nomand default_permissions comment subtype
+    diratime nodiratime symfollow nosymfollow
     """.split()  # noqa: SIM905  # a list of forty strings would fill the page
 )
 # Flags of `cafsfs mount` that no other layer has, and what they take.
@@ -24,7 +25,8 @@ _FLAGS_ONLY: Mapping[str, Callable[[str], object]] = {
     "config": parse_path,
     "foreground": parse_bool,
 }
-_PASSED = frozenset({"noexec", "noatime", "nodiratime", "dirsync"})
+# fusermount3 does not know nodiratime and nosymfollow; there are no times to update, and no links.
+_PASSED = frozenset({"noexec", "noatime", "dirsync"})
 # What mount(8) finds in mountinfo, and repeats when it remounts.
 _OF_THE_KERNEL = frozenset({"user_id", "group_id", "max_read", "blksize"})
 

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cafsfs.errors import MountError
@@ -39,7 +39,8 @@ _MOST_LINKS = 40  # in one path, as in the kernel
 class Mount:
     """One line of mountinfo. ``minor`` names the connection in /sys/fs/fuse/connections.
 
-    ``owner`` is the user who has mounted it, if it is one of FUSE.
+    ``owner`` is the user who has mounted it, if it is one of FUSE. ``options``, of the mount and of
+    its filesystem, do not make it another one.
     """
 
     point: str
@@ -47,6 +48,7 @@ class Mount:
     fstype: str
     source: str
     owner: int | None = None
+    options: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def list_mounts() -> list[Mount]:
@@ -57,7 +59,8 @@ def list_mounts() -> list[Mount]:
         before, _, after = line.partition(" - ")
         fields, rest = before.split(" "), after.split(" ")
         minor = int(fields[2].partition(":")[2])
-        owner = re.search(r"(?:^|,)user_id=(\d+)", rest[2] if len(rest) > 2 else "")
+        own = rest[2] if len(rest) > 2 else ""
+        owner = re.search(r"(?:^|,)user_id=(\d+)", own)
         mounts.append(
             Mount(
                 point=_unescape(fields[4]),
@@ -65,6 +68,7 @@ def list_mounts() -> list[Mount]:
                 fstype=rest[0],
                 source=_unescape(rest[1]),
                 owner=int(owner[1]) if owner else None,
+                options=frozenset(f"{fields[5]},{own}".split(",")),
             )
         )
     return mounts

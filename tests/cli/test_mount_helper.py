@@ -61,6 +61,22 @@ def test_what_libmount_really_says(mounting: Mounting) -> None:
     assert mounting.options == {"allow_other": "true", "cache_size": "5G", "noexec": "kernel"}
 
 
+# mount(8) of util-linux 2.38: the options that are no filesystem's own, and what they are against.
+_OF_MOUNT = """
+    async atime noatime auto noauto defaults dev nodev diratime nodiratime dirsync exec noexec group
+    iversion noiversion mand nomand _netdev nofail relatime norelatime strictatime nostrictatime
+    lazytime nolazytime suid nosuid silent loud owner remount ro rw sync user nouser users
+    nosymfollow symfollow X-mount.subdir=x x-systemd.automount user=joe comment=x
+"""
+
+
+@pytest.mark.parametrize("option", _OF_MOUNT.split())
+def test_every_option_of_mount_is_taken(mounting: Mounting, option: str) -> None:
+    assert mount_helper.mount([SPEC, POINT, "-o", option]) == 0
+    passed = {option} & {"noexec", "noatime", "dirsync"}  # fusermount3 knows these
+    assert mounting.options == dict.fromkeys(passed, "kernel")
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -34,7 +34,7 @@ class Daemon:
 def daemon(monkeypatch: pytest.MonkeyPatch) -> Daemon:
     made = Daemon()
     monkeypatch.setattr(remount, "ask_all", made)
-    there = Mount(POINT, 5, FSTYPE, URI)
+    there = Mount(POINT, 5, FSTYPE, URI, options=frozenset({"ro", "noatime"}))
     monkeypatch.setattr(mounts, "find_mount", lambda p: there if p == POINT else None)
     return made
 
@@ -56,6 +56,14 @@ def test_what_cannot_change_is_named(daemon: Daemon, capfd: pytest.CaptureFixtur
     said = capfd.readouterr().err
     assert f"error: cannot change while `{POINT}` is mounted: cache-dir, uid" in said
     assert f"hint: unmount it, and mount it again: cafsfs unmount {POINT}" in said
+
+
+def test_what_only_the_kernel_could_change_is_named_unless_it_is_so(
+    daemon: Daemon, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert mount_helper.mount([URI, POINT, "-o", "remount,noatime"]) == 0
+    assert mount_helper.mount([URI, POINT, "-o", "remount,noatime,noexec"]) == 32
+    assert f"cannot change while `{POINT}` is mounted: noexec\n" in capfd.readouterr().err
 
 
 def test_a_daemon_that_does_not_answer(daemon: Daemon, capfd: pytest.CaptureFixture[str]) -> None:

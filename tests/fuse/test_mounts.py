@@ -52,6 +52,16 @@ def test_mountinfo_is_read(mountinfo: Table) -> None:
     ]
 
 
+def test_options_are_those_of_the_mount_and_of_its_filesystem(mountinfo: Table) -> None:
+    found = mounts.find_mount("/sys")
+    assert found is not None
+    assert found.options == {"rw", "nosuid", "nodev", "noexec", "relatime"}
+    mountinfo("36 27 0:51 / /mnt/cafs ro,noexec shared:1 - fuse.cafsfs x ro,user_id=0,dirsync\n")
+    found = mounts.find_mount("/mnt/cafs")
+    assert found is not None
+    assert found.options == {"ro", "noexec", "user_id=0", "dirsync"}
+
+
 def test_of_two_mounts_the_one_on_top_is_found(mountinfo: Table) -> None:
     found = mounts.find_mount("/mnt/cafs")
     assert found is not None
