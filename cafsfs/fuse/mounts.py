@@ -6,7 +6,8 @@ ours, but lets a child look that may hang.
 
 A mount is dead if the process behind it has gone without unmounting: whatever is asked of it fails
 with ENOTCONN. It stays until somebody mounts there again, so that a mirror job sees an error and
-not an empty directory, and goes just before the new mount comes.
+not an empty directory: root mounts beneath it and then takes it away (since Linux 6.5); where that
+cannot be, it goes some milliseconds before the new mount comes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +32,9 @@ from cafsfs.errors import MountError
 FSTYPE = "fuse.cafsfs"
 _HELPER_DEADLINE = 20.0  # seconds that fusermount3 may take
 _DEAD_DEADLINE = 2.0  # seconds; a dead mount says so at once
-_MNT_FORCE, _UMOUNT_NOFOLLOW = 1, 8  # umount2(2)
+_MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8  # umount2(2)
+_OPEN_TREE, _MOVE_MOUNT = 428, 429  # system calls, by these numbers on every architecture but alpha
+_AT_FDCWD, _CLONE, _EMPTY_PATH, _BENEATH = -100, 0x1, 0x4, 0x200  # what <linux/mount.h> has of them
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MOST_LINKS = 40  # in one path, as in the kernel
 
@@ -102,9 +106,52 @@ def attach(point: str, options: Sequence[str]) -> int:
     """Mount and return the descriptor of the session; raises MountError with the reason.
 
     fusermount3 does it for root and for ordinary users alike: one way, with its messages. A dead
-    mount of ours makes way for the new one, and there are a few milliseconds between the two.
+    mount of ours makes way for the new one.
     """
-    clear_dead(point)
+    if is_dead(point):
+        descriptor = _replace(point, options)
+        if descriptor is not None:
+            return descriptor
+        clear_dead(point)
+    return _attach(point, options)
+
+
+def _replace(point: str, options: Sequence[str]) -> int | None:
+    """Mount beneath the one dead mount there, and take that away; None where that cannot be.
+
+    Not for several on top of each other: all but the topmost would stay.
+    """
+    alone = [each.point for each in list_mounts() if each.fstype == FSTYPE].count(point) == 1
+    if os.geteuid() != 0 or not alone:
+        return None
+    elsewhere = tempfile.mkdtemp(prefix="cafsfs-mount-")
+    try:
+        descriptor = _attach(elsewhere, options)
+        moved = _copy_beneath(elsewhere, point)
+        _unmount(elsewhere, _MNT_DETACH)
+    finally:
+        with suppress(OSError):
+            os.rmdir(elsewhere)  # not more: it may be a mount that nobody answers for
+    if moved and _unmount(point, _MNT_DETACH) == 0:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _copy_beneath(source: str, point: str) -> bool:
+    """Have what is mounted at ``source`` also be beneath what is mounted at ``point``."""
+    libc = ctypes.CDLL(None)
+    tree = libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _CLONE | os.O_CLOEXEC)
+    if tree < 0:
+        return False
+    try:
+        to = _AT_FDCWD, os.fsencode(point)
+        return bool(libc.syscall(_MOVE_MOUNT, tree, b"", *to, _EMPTY_PATH | _BENEATH) == 0)
+    finally:
+        os.close(tree)
+
+
+def _attach(point: str, options: Sequence[str]) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         command = ["fusermount3", "-o", ",".join(options), "--", point]
@@ -191,7 +238,7 @@ def abort(mount: Mount) -> None:
     except FileNotFoundError:
         if any(_CONNECTIONS.iterdir()) or os.path.ismount(_CONNECTIONS):
             return  # the connection is dead already: nothing waits on it
-        failure = _force(mount.point)
+        failure = _unmount(mount.point, _MNT_FORCE)  # aborts a FUSE connection before it unmounts
         if failure not in {0, errno.EBUSY}:  # busy: aborted, and still to be detached
             raise MountError(
                 f"cannot abort `{mount.point}`: {os.strerror(failure)}",
@@ -201,10 +248,10 @@ def abort(mount: Mount) -> None:
         raise MountError(f"cannot abort `{mount.point}`: {error.strerror}") from error
 
 
-def _force(point: str) -> int:
-    """umount2 with MNT_FORCE: it aborts a FUSE connection before it unmounts; returns errno."""
+def _unmount(point: str, how: int) -> int:
+    """umount2(2), which root may; returns errno."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(point), _MNT_FORCE | _UMOUNT_NOFOLLOW) == 0:
+    if libc.umount2(os.fsencode(point), how | _UMOUNT_NOFOLLOW) == 0:
         return 0
     return ctypes.get_errno()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from cafsfs.errors import MountError
 from cafsfs.fuse import mounts
 from cafsfs.fuse.mounts import Mount
+from tests.fuse.mounted import clear_mount
 
 LINES = r"""22 27 0:20 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
@@ -164,7 +167,7 @@ def test_without_fusectl_and_without_rights_it_is_said_what_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mounts, "_CONNECTIONS", tmp_path)
-    monkeypatch.setattr(mounts, "_force", lambda _: errno.EPERM)
+    monkeypatch.setattr(mounts, "_unmount", lambda *_: errno.EPERM)
     with pytest.raises(MountError, match="not permitted") as caught:
         mounts.abort(Mount("/mnt/cafs", 51, "fuse.cafsfs", "x"))
     assert caught.value.hint is not None
@@ -175,13 +178,95 @@ def test_without_fusectl_the_kernel_is_asked_by_the_mount_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mounts, "_CONNECTIONS", tmp_path)
-    assert mounts._force(str(tmp_path)) == errno.EINVAL  # it is no mount point
-    forced: list[str] = []
+    assert mounts._unmount(str(tmp_path), 1) == errno.EINVAL  # it is no mount point
+    forced: list[tuple[str, int]] = []
 
-    def busy(point: str) -> int:
-        forced.append(point)
+    def busy(point: str, how: int) -> int:
+        forced.append((point, how))
         return errno.EBUSY
 
-    monkeypatch.setattr(mounts, "_force", busy)
+    monkeypatch.setattr(mounts, "_unmount", busy)
     mounts.abort(Mount("/mnt/cafs", 51, "fuse.cafsfs", "x"))
-    assert forced == ["/mnt/cafs"]
+    assert forced == [("/mnt/cafs", 1)]  # MNT_FORCE
+
+
+# --- a dead mount makes way
+
+OPTIONS = ("ro", "fsname=x", "subtype=cafsfs")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may")
+needs_6_5 = pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 5),
+    reason="this kernel cannot mount beneath",
+)
+
+
+@pytest.fixture
+def dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where a mount is whose process has gone; nothing is left of what a test makes."""
+    point, elsewhere = tmp_path / "mnt", tmp_path / "elsewhere"
+    for each in (point, elsewhere):
+        each.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    os.close(mounts.attach(str(point), OPTIONS))
+    yield str(point)
+    for each in (point, tmp_path / "other"):
+        clear_mount(each)
+    assert os.listdir(elsewhere) == []
+
+
+def takes_over(point: str) -> None:
+    """It is mounted there, once, and what was there has gone."""
+    os.close(mounts.attach(point, ("ro", "fsname=new", "subtype=cafsfs")))
+    assert [each.source for each in mounts.list_mounts() if each.point == point] == ["new"]
+
+
+@pytest.mark.fuse
+@needs_root
+@needs_6_5
+def test_the_new_mount_is_there_before_the_dead_one_goes(
+    dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks sees one or the other, and never the empty directory below."""
+    monkeypatch.setattr(mounts, "detach", None)
+    takes_over(dead)
+
+
+@pytest.mark.fuse
+@needs_root
+@pytest.mark.parametrize(
+    ("name", "stand_in"),
+    [("_copy_beneath", lambda *_: False), ("os.geteuid", lambda: 1000)],
+    ids=["an older kernel", "an ordinary user"],
+)
+def test_where_it_cannot_be_the_dead_one_goes_first(
+    dead: str, monkeypatch: pytest.MonkeyPatch, name: str, stand_in: Callable[..., object]
+) -> None:
+    monkeypatch.setattr(f"cafsfs.fuse.mounts.{name}", stand_in)
+    takes_over(dead)
+
+
+@pytest.mark.fuse
+@needs_root
+@needs_6_5
+def test_of_several_dead_ones_none_stays(dead: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    os.close(mounts.attach(str(other), OPTIONS))
+    assert mounts._copy_beneath(str(other), dead)
+    clear_mount(other)
+    assert len([each for each in mounts.list_mounts() if each.point == dead]) == 2
+    takes_over(dead)
+
+
+@pytest.mark.fuse
+@needs_root
+def test_the_dead_one_stays_where_nothing_can_be_mounted(
+    dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = mounts.is_dead(dead)
+    monkeypatch.setattr(mounts, "is_dead", lambda _: real)  # asks by a program in PATH, too
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(MountError, match="fusermount3 is not installed"):
+        mounts.attach(dead, OPTIONS)
+    monkeypatch.undo()
+    assert mounts.is_dead(dead)
