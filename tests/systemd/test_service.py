@@ -35,6 +35,12 @@ def test_the_mount_is_seen_by_everybody(mounted: Service, blob: Blob) -> None:
     assert done.out == blob.content
 
 
+def test_its_directories_are_roots_alone(mounted: Service) -> None:
+    directories = ("/var/lib/cafsfs-mounts/cafs", "/var/cache/cafsfs", "/run/cafsfs")
+    shown = mounted.machine.run("stat", "-c", "%U %a", *directories).ok().text
+    assert shown == "root 700\n" * 3
+
+
 def test_its_status_tells_hit_rate_bytes_and_servers(mounted: Service, blob: Blob) -> None:
     assert mounted.show("StatusText").startswith(f"mounted on {mounted.point}")
     mounted.read(blob)
