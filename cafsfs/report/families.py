@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cafsfs.metrics import Metrics
 from cafsfs.report.status import Status
-from cafsfs.store.cache.disk_cache import CacheUsage
+from cafsfs.store.cache.bounds import CacheUsage
 from cafsfs.store.read_caching import InFlight
 from cafsfs.store.router import PlaceState
 

@@ -23,8 +23,11 @@ from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CafsError, CorruptBlob, StoreError, TimedOut, Unavailable
 from cafsfs.metrics import Metrics
 from cafsfs.packing import Compression
+from cafsfs.store.cache.blob_files import Looked
+from cafsfs.store.cache.bounds import CacheUsage
 from cafsfs.store.cache.cached_file import CachedFile
-from cafsfs.store.cache.disk_cache import CacheUsage, DiskCache, Listed, Looked
+from cafsfs.store.cache.disk_cache import DiskCache
+from cafsfs.store.cache.index import Listed
 from cafsfs.store.cache.partials import FULL, Partial
 from cafsfs.store.cache.progress import Contradiction, Progress
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore

@@ -26,7 +26,7 @@ from cafsfs.errors import (
     TimedOut,
 )
 from cafsfs.metrics import Metrics
-from cafsfs.store.cache.disk_cache import Listed
+from cafsfs.store.cache.index import Listed
 from cafsfs.store.read_caching import HELD_BACK, OpenBlob, ReadCachingStore
 from cafsfs.vfs.names import parse_blob_name
 from cafsfs.vfs.nodes import BlobNode, BlobTable, ControlFile, Fixed, Node

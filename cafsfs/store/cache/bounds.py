@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # A bound is the high watermark: eviction begins when it is passed, pulls in flight counted with
 # the length that is expected of them. It goes on to the low watermark, so that a full cache is not
@@ -57,6 +57,25 @@ class Fill:
     def used(self) -> int:
         """All that counts as the cache's."""
         return self.committed + self.partial + self.lingering
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUsage:
+    """How full the cache is; sizes in bytes.
+
+    ``room`` is what the disk has for more. ``trouble`` tells why it is not used, or not written
+    to, at the moment. ``complete`` is False while files of a former mount may be missing from the
+    count.
+    """
+
+    used: int
+    bound: int
+    blobs: int
+    partial: int = 0
+    lingering: int = 0
+    complete: bool = True
+    trouble: str | None = None
+    room: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

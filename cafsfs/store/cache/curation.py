@@ -19,7 +19,9 @@ from cafsfs.digest import Digest
 from cafsfs.errors import StoreError
 from cafsfs.packing import hash_file
 from cafsfs.store.cache import partials
-from cafsfs.store.cache.disk_cache import PINNED, CacheUsage, DiskCache, is_marked
+from cafsfs.store.cache.blob_files import PINNED, is_marked
+from cafsfs.store.cache.bounds import CacheUsage
+from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.index import Changes
 from cafsfs.store.cache.premises import Session
 from cafsfs.store.cache.upkeep import Evicted, Upkeep, blob_files
@@ -229,7 +231,7 @@ def _check(
             if hash_file(descriptor, threads=1, on_read=on_piece) != digest:
                 wrong[digest] = "the bytes are not those of its hash"
             elif os.fstat(descriptor).st_nlink:
-                right.entries[digest] = cache.verified_entry(digest, found, known.get(digest))
+                right.entries[digest] = cache.entry_again(digest, found, known.get(digest))
         except OSError as error:
             wrong[digest] = f"cannot be read: {error.strerror}"
         finally:
@@ -310,7 +312,7 @@ async def find_doubtful(cache: DiskCache, digests: Collection[Digest]) -> set[Di
         except (FileNotFoundError, NotADirectoryError):
             return True
         entry = cache.ledger.find(digest)
-        return entry is None or not cache.is_trusted(entry, stat)
+        return entry is None or not cache.trust.covers(entry, stat)
 
     asked = iter(digests)
     doubtful: set[Digest] = set()

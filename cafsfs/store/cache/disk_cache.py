@@ -6,10 +6,9 @@
 ``<directory>/sessions/…``          a locked file for each process that uses the cache now
 ``<directory>/foreground``          read-locked while a mount pulls: prefetching gives way
 
-What is trusted without looking (design page, section 3): files that are what they were when they
-were verified (size, time of modification, inode), if that was on this boot or a finished syncfs
-covers it. All others are hashed when they are opened first; a wrong one is thrown away, and that
-is a miss. The mode of a file tells whether it is pinned, so that pins outlive the index.
+What is not trusted without looking (``trust.py``) is hashed when it is opened first; a wrong one is
+thrown away, and that is a miss. The mode of a file tells whether it is pinned, so that pins outlive
+the index.
 
 Removing goes from the file to the index, adding from the file to the index: killed at any point,
 the index lacks a file, or has a row without one, and both are found out by looking.
@@ -17,18 +16,12 @@ the index lacks a file, or has a row without one, and both are found out by look
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import partial as bind
 from pathlib import Path
-from stat import S_ISREG
-from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -37,26 +30,21 @@ from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import hash_file
 from cafsfs.store.cache import partials
-from cafsfs.store.cache.bounds import Bounds, Fill, excess
-from cafsfs.store.cache.cached_file import HUNG, CachedFile
-from cafsfs.store.cache.durability import boot_id, since_boot
-from cafsfs.store.cache.index import Entry, Index
+from cafsfs.store.cache.blob_files import BlobFiles, Claimed, Found, Looked
+from cafsfs.store.cache.bounds import Bounds, CacheUsage, Fill, excess
+from cafsfs.store.cache.cached_file import CachedFile
+from cafsfs.store.cache.handover import hurry
+from cafsfs.store.cache.index import Entry, Index, Listed
 from cafsfs.store.cache.ledger import Known, Ledger
-from cafsfs.store.cache.partials import (
-    FULL,
-    ROOMS,
-    Following,
-    Partial,
-    Shelter,
-    Verdict,
-)
+from cafsfs.store.cache.partials import FULL, ROOMS, Following, Partial, Shelter, Verdict
 from cafsfs.store.cache.premises import Premises
 from cafsfs.store.cache.progress import Progress
-from cafsfs.store.cache.remembered import open_remembered
 from cafsfs.store.cache.trouble import Trouble
+from cafsfs.store.cache.trust import Trust
+from cafsfs.store.cache.watching import watch
 from cafsfs.store.contracts import BlobStat, ContentSink, ContentSource, ContentStore
 from cafsfs.store.files import copy_content
-from cafsfs.store.local_root import blob_path, is_blob
+from cafsfs.store.local_root import is_blob
 
 log = logging.getLogger(__name__)
 
@@ -65,107 +53,6 @@ T = TypeVar("T")
 _WORKERS = 4  # threads for the cache's disk
 _HASHERS = 2  # threads that verify what is not trusted
 _WATCHERS = 8  # threads that look at what other processes pull; a look takes microseconds
-# A holder that lives and brings nothing (stopped, hung) is left alone after this time: before its
-# followers' readers lose their patience (30 s).
-_STALLED = 15.0  # seconds
-_GLANCE = 0.005, 0.1  # seconds between two looks at what another process pulls: at first, at most
-# O_NONBLOCK: to open a FIFO would wait for ever; files know no such thing.
-_TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-PINNED = 0o400  # the mode of a pinned blob; that of others is 0600
-
-
-def is_marked(found: os.stat_result) -> bool:
-    """Is the file marked as pinned?"""
-    return found.st_mode & 0o777 == PINNED
-
-
-@dataclass(frozen=True, slots=True)
-class CacheUsage:
-    """How full the cache is; sizes in bytes.
-
-    ``room`` is what the disk has for more. ``trouble`` tells why it is not used, or not written
-    to, at the moment. ``complete`` is False while files of a former mount may be missing from the
-    count.
-    """
-
-    used: int
-    bound: int
-    blobs: int
-    partial: int = 0
-    lingering: int = 0
-    complete: bool = True
-    trouble: str | None = None
-    room: int | None = field(default=None, compare=False)
-
-
-class Listed(NamedTuple):
-    """A blob of a listing. What was never verified has a size that nobody vouches for."""
-
-    digest: Digest
-    size: int
-    verified: bool
-
-
-class Looked(NamedTuple):
-    """What is told of a blob without reading it.
-
-    ``size`` is one that was verified once; None where nobody vouches for any. It may be known of
-    a blob that is not ``present``, where only unpacking tells it. ``on_disk``: bytes of the file,
-    whoever vouches for it.
-    """
-
-    present: bool
-    size: int | None = None
-    on_disk: int = 0
-
-
-class _Found(NamedTuple):
-    """A blob that was opened, and what is remembered of it where that has to be asked."""
-
-    descriptor: int
-    stat: os.stat_result
-    entry: Entry | None
-    trusted: bool
-
-
-_Claimed = _Found | tuple[int, Path] | Following | None
-"""The open blob, a locked partial file, another process that pulls it, or nothing to be had."""
-
-
-class _Handover:
-    """From a thread to who waits for it, if he still does; else it is closed."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._claimed: _Claimed = None
-        self._ended = False
-
-    def give(self, claimed: _Claimed) -> None:
-        with self._lock:
-            self._claimed = claimed
-            if self._ended:
-                self._close()
-
-    def take(self) -> _Claimed:
-        claimed, self._claimed = self._claimed, None
-        return claimed
-
-    def end(self) -> None:
-        with self._lock:
-            self._ended = True
-            self._close()
-
-    def _close(self) -> None:
-        match self.take():
-            case _Found(descriptor=descriptor):
-                os.close(descriptor)
-            case Following() as following:
-                following.close()
-            case (int(descriptor), Path() as path):
-                with suppress(OSError):
-                    if not os.fstat(descriptor).st_size:  # else it may be of use to somebody
-                        path.unlink()
-                os.close(descriptor)  # and so its lock is given up
 
 
 class Keeper:
@@ -203,7 +90,8 @@ class DiskCache(ContentStore):
         self.bounds = bounds or Bounds()
         self.metrics = metrics or Metrics()
         self.ledger = Ledger(index)
-        self.boot = boot_id()
+        self.trust = Trust()
+        self._files = BlobFiles(premises, self.ledger, self.trust)
         self._shelter = shelter or Shelter()
         self.background = background
         self._limiter = trio.CapacityLimiter(_WORKERS)
@@ -297,7 +185,7 @@ class DiskCache(ContentStore):
             await self.keeper.flush()
         except StoreError as error:  # a full disk, say: what is in the index can be read
             log.warning("%s", error)
-        return [Listed(*each) for each in await self.in_thread(self.ledger.index.listing)]
+        return await self.in_thread(self.ledger.index.listing)
 
     async def describe(self, digest: Digest) -> Entry | None:
         """All that is remembered of a cached blob."""
@@ -340,7 +228,7 @@ class DiskCache(ContentStore):
             return Looked(present=True, size=size)
         if self._trouble.bypassed:
             return Looked(present=False)
-        looked, known = await self._ask(lambda: self._look(digest))
+        looked, known = await self._ask(lambda: self._files.look(digest))
         if known is not None:
             self._note(digest, known)
         return looked
@@ -359,13 +247,13 @@ class DiskCache(ContentStore):
             raise BlobNotFound(digest)
         known = self.ledger.known(digest)
         try:
-            found = await self._in_disk_thread(lambda: self._open(digest, known))
+            found = await self._in_disk_thread(lambda: self._files.open(digest, known))
         except BlobNotFound:
             self._miss(digest)
             raise
         return await self._admit(digest, found, progress or Progress())
 
-    async def _admit(self, digest: Digest, found: _Found, progress: Progress) -> CachedFile:
+    async def _admit(self, digest: Digest, found: Found, progress: Progress) -> CachedFile:
         """Hand out an open file of the cache, if it is the blob."""
         file = self._file(digest, found.descriptor, found.stat)
         try:
@@ -406,27 +294,11 @@ class DiskCache(ContentStore):
         removed is a warning in the log. A commit of the same blob waits: else the
         new file would be removed in place of the old one.
         """
-        gone: dict[Digest, int] = {}
-        absent: list[Digest] = []
-
-        def unlink() -> None:
-            for digest in digests:
-                try:
-                    path = self.path(digest)
-                    found = path.lstat()
-                    if not pinned and is_marked(found):
-                        continue
-                    path.unlink()
-                    gone[digest] = found.st_size
-                except (FileNotFoundError, NotADirectoryError):
-                    absent.append(digest)
-                except OSError as error:
-                    log.warning("cannot remove %s from the cache: %s", digest, error.strerror)
-
         done = trio.Event()
         self.leaving.update(dict.fromkeys(digests, done))
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(unlink, limiter=self._removing)
+            remove = bind(self._files.remove, digests, pinned=pinned)
+            gone, absent = await trio.to_thread.run_sync(remove, limiter=self._removing)
         for digest in digests:
             if self.leaving.get(digest) is done:
                 del self.leaving[digest]
@@ -466,7 +338,7 @@ class DiskCache(ContentStore):
         while not self._trouble.bypassed:
             try:
                 found = await self._try_claim(digest, anew=anew)
-                if isinstance(found, _Found):
+                if isinstance(found, Found):
                     return await self._admit(digest, found, progress)
                 self._miss(digest)
                 claimed = (
@@ -486,37 +358,22 @@ class DiskCache(ContentStore):
                     break
         return Partial(digest, None, -1, self._shelter, expected=expected, progress=progress)
 
-    async def _try_claim(self, digest: Digest, *, anew: bool) -> _Claimed:
+    async def _try_claim(self, digest: Digest, *, anew: bool) -> Claimed:
         """None where the cache cannot take it."""
         known = self.ledger.known(digest)
-        if known is not None and not anew and (found := self._open_at_once(digest, known)):
+        if known is not None and not anew and (found := self._files.open_at_once(digest, known)):
             return found
         writable = self.read_only is None
-        open_or_claim = bind(self._open_or_claim, digest, known, anew=anew, writable=writable)
+        open_or_claim = bind(self._files.open_or_claim, digest, known, anew=anew, writable=writable)
         for attempt in range(ROOMS + 1):
             try:
-                return await self._hurry(open_or_claim)
+                return await hurry(open_or_claim, self._claiming)
             except OSError as error:
                 last = attempt == ROOMS or error.errno not in FULL
                 if last or not await self.keeper.make_room(0):
                     self.note_trouble(error)
                     break
         return None
-
-    async def _hurry(self, open_or_claim: Callable[[], _Claimed]) -> _Claimed:
-        """In a thread that is left to itself when the disk hangs; raises OSError."""
-        handover = _Handover()
-
-        def work() -> None:
-            handover.give(open_or_claim())
-
-        try:
-            with trio.move_on_after(HUNG):
-                await trio.to_thread.run_sync(work, limiter=self._claiming, abandon_on_cancel=True)
-                return handover.take()
-        finally:
-            handover.end()
-        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
     async def commit(self, partial: Partial, stat: BlobStat | None = None) -> CachedFile:
         """Give a verified partial file its name and hand it out open, in one step.
@@ -529,11 +386,11 @@ class DiskCache(ContentStore):
         while (leaving := self.leaving.get(digest)) is not None:
             await leaving.wait()
         try:
-            found, replaced = await self._rename(partial)
+            found, replaced = await self._name(partial)
         except OSError as error:
             if error.errno not in FULL or not await self.keeper.make_room(0):
                 self.note_trouble(error)
-            found, replaced = await self._rename(partial, once_more=True)
+            found, replaced = await self._name(partial, once_more=True)
         # No checkpoint from here on: what has its name is counted.
         self._let_go(partial)
         shared = partial.path is not None
@@ -541,7 +398,9 @@ class DiskCache(ContentStore):
         if not shared:
             self.metrics.uncached += 1
             return CachedFile(descriptor, partial.written, self._sheltered, on_close=released)
-        self.ledger.enter(self._entry(digest, found, stat), replaced=replaced)
+        used = not self._is_oversize(found.st_size)
+        entry = self.trust.entry(digest, found, stat, used=used)
+        self.ledger.enter(entry, replaced=replaced)
         file = self._file(digest, descriptor, found)
         self.on_change(digest)
         self.check_bounds()
@@ -612,7 +471,7 @@ class DiskCache(ContentStore):
         concerned = self.ledger.all_known() if digests is None else digests
 
         def look() -> dict[Digest, int | None]:
-            return {each: self._size_on_disk(each) for each in concerned}
+            return {each: self._files.size(each) for each in concerned}
 
         for digest, size in (await self.in_thread(look)).items():
             if self.ledger.known(digest) is not None:
@@ -629,10 +488,10 @@ class DiskCache(ContentStore):
 
     # --- trust
 
-    async def _trust_or_verify(self, digest: Digest, found: _Found, progress: Progress) -> None:
+    async def _trust_or_verify(self, digest: Digest, found: Found, progress: Progress) -> None:
         """Return if the open file is the blob; else throw it away and raise BlobNotFound."""
         entry, stat = found.entry, found.stat
-        if entry is not None and self.is_trusted(entry, stat):
+        if entry is not None and self.trust.covers(entry, stat):
             self._note(digest, Known(entry.size, entry.mtime_ns, entry.inode))
             return
         wrong = entry is not None and entry.verified and entry.size != stat.st_size
@@ -642,28 +501,12 @@ class DiskCache(ContentStore):
             raise BlobNotFound(digest)
         if digest in self.leaving or not os.fstat(found.descriptor).st_nlink:
             return  # evicted meanwhile
-        verified = self.verified_entry(digest, stat, entry)
+        verified = self.entry_again(digest, stat, entry)
         self.ledger.enter(verified, replaced=None if entry is None else entry.size)
 
-    def verified_entry(self, digest: Digest, stat: os.stat_result, old: Entry | None) -> Entry:
+    def entry_again(self, digest: Digest, stat: os.stat_result, old: Entry | None) -> Entry:
         """What to remember of a cached blob that was just verified."""
-        verified = self._entry(digest, stat, None)
-        if old is None:
-            return verified
-        return replace(
-            verified,
-            pulled=old.pulled,
-            used=old.used,
-            source=old.source,
-            packed_size=old.packed_size,
-            compression=old.compression,
-        )
-
-    def is_trusted(self, entry: Entry, stat: os.stat_result) -> bool:
-        """May this file be served without hashing it first?"""
-        if not entry.verified or not (entry.durable or entry.boot == self.boot):
-            return False
-        return Known(entry.size, entry.mtime_ns, entry.inode).describes(stat)
+        return self.trust.entry_again(digest, stat, old, used=not self._is_oversize(stat.st_size))
 
     async def _hash(self, descriptor: int, progress: Progress) -> Digest:
         def on_read(_: int) -> None:
@@ -677,26 +520,6 @@ class DiskCache(ContentStore):
         except OSError as error:
             self.note_trouble(error)
             raise StoreError(f"cannot read the cache: {error.strerror}") from error
-
-    def _entry(self, digest: Digest, found: os.stat_result, stat: BlobStat | None) -> Entry:
-        """Of a file whose content was just verified."""
-        now = time.time()
-        told = stat or BlobStat(size=None)
-        stamp = Known.of(found)
-        return Entry(
-            digest=digest,
-            size=found.st_size,
-            pulled=now,
-            used=0.0 if self._is_oversize(found.st_size) else now,
-            verified=now,
-            mtime_ns=stamp.mtime_ns,
-            inode=stamp.inode,
-            boot=self.boot,
-            boottime=since_boot(),
-            source=told.source,
-            packed_size=told.packed_size,
-            compression=None if told.compression is None else told.compression.name.lower(),
-        )
 
     def _is_oversize(self, size: int) -> bool:
         """Larger than the bound: kept while it is open; if it counted, all others had to go."""
@@ -713,7 +536,7 @@ class DiskCache(ContentStore):
         the other one lives and does not move.
         """
         try:
-            match await self._watch(following, progress):
+            match await watch(following, progress, limiter=self._watching):
                 case Verdict.COMMITTED:
                     # Verified by a process of the same owner, on this boot, which makes its entry.
                     found = os.fstat(following.descriptor)
@@ -729,24 +552,6 @@ class DiskCache(ContentStore):
                     return None
         finally:
             following.close()
-
-    async def _watch(self, following: Following, progress: Progress) -> Verdict:
-        pause, longest = _GLANCE
-        length = -1
-        late = trio.current_time() + _STALLED
-        shown = progress.show(following.descriptor, holds=0)
-        while True:
-            verdict = await trio.to_thread.run_sync(following.look, limiter=self._watching)
-            if verdict is not Verdict.MOVING or trio.current_time() > late:
-                return verdict
-            if following.length != length:
-                length = following.length
-                progress.come(length)
-                if shown:
-                    progress.advance(length)
-                late = trio.current_time() + _STALLED
-            await trio.sleep(pause)
-            pause = min(pause * 1.5, longest)
 
     def _own(
         self,
@@ -795,124 +600,13 @@ class DiskCache(ContentStore):
 
     def path(self, digest: Digest) -> Path:
         """Where a blob stands."""
-        return blob_path(self.premises.blobs, digest)
+        return self._files.path(digest)
 
-    def _open(self, digest: Digest, known: Known | None) -> _Found:
-        try:
-            descriptor = os.open(self.path(digest), _TO_READ)
-        except (FileNotFoundError, NotADirectoryError):
-            raise BlobNotFound(digest) from None
-        except OSError as error:
-            # A link is no blob, and what we may not read is none for us: no trouble of the disk.
-            if error.errno in {errno.ELOOP, errno.EACCES, errno.EPERM}:
-                raise BlobNotFound(digest) from None
-            raise
-        try:
-            stat = os.fstat(descriptor)
-            if not S_ISREG(stat.st_mode):
-                raise BlobNotFound(digest)
-            if known is not None and known.describes(stat):
-                return _Found(descriptor, stat, None, trusted=True)
-            return _Found(descriptor, stat, self.ledger.find(digest), trusted=False)
-        except BaseException:
-            os.close(descriptor)
-            raise
-
-    def _open_at_once(self, digest: Digest, known: Known) -> _Found | None:
-        """On the event loop, if that costs no disk anything and the file is what it was."""
-        descriptor = open_remembered(self.path(digest), _TO_READ)
-        if descriptor is None:
-            return None
-        stat = os.fstat(descriptor)
-        if known.describes(stat) and S_ISREG(stat.st_mode):
-            return _Found(descriptor, stat, None, trusted=True)
-        os.close(descriptor)
-        return None
-
-    def _open_or_claim(
-        self, digest: Digest, known: Known | None, *, anew: bool, writable: bool
-    ) -> _Claimed:
-        """In one hop, for small blobs come by the thousand; ``anew``: what is there is wrong."""
-        with suppress(BlobNotFound):
-            if not anew:
-                return self._open(digest, known)
-        if not writable:
-            return None
-        claimed = partials.claim(self.premises.partials, self.premises.blobs, digest)
-        if isinstance(claimed, Following) or anew:
-            return claimed
-        try:
-            # Another process may have committed it between our look and our lock.
-            found = self._open(digest, None)
-        except BlobNotFound:
-            return claimed
-        except BaseException:
-            os.close(claimed[0])
-            raise
-        claimed[1].unlink(missing_ok=True)
-        os.close(claimed[0])
-        return found
-
-    def _look(self, digest: Digest) -> tuple[Looked, Known | None]:
-        try:
-            found = self.path(digest).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return Looked(present=False, size=self.ledger.index.length(digest)), None
-        entry = self.ledger.find(digest)
-        size = found.st_size
-        if entry is None or not entry.verified or entry.size != size:
-            return Looked(present=True, on_disk=size), None
-        known = Known.of(found) if self.is_trusted(entry, found) else Known(size)
-        return Looked(present=True, size=size, on_disk=size), known
-
-    def _size_on_disk(self, digest: Digest) -> int | None:
-        try:
-            return self.path(digest).lstat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    async def _rename(
+    async def _name(
         self, partial: Partial, *, once_more: bool = False
     ) -> tuple[os.stat_result, int | None]:
-        """Returns what was verified, and the size of the file that was replaced if there was one.
-
-        As it is before it has its name: what others do to it by that name shows in its time.
-        """
-        digest = partial.digest
-
-        def rename() -> tuple[os.stat_result, int | None]:
-            partial.finish()
-            found = os.fstat(partial.descriptor)
-            if partial.path is None:
-                return found, None
-            path = self.path(digest)
-            try:
-                self.premises.make(path.parent)
-                if not partials.is_at(partial.descriptor, partial.path):
-                    raise FileNotFoundError(errno.ENOENT, "the partial file was taken away")
-                if self._was_pinned(digest):
-                    os.fchmod(partial.descriptor, PINNED)
-                replaced = self._size_on_disk(digest)
-                partial.path.rename(path)
-                if not partials.is_at(partial.descriptor, path):
-                    path.unlink()  # of another process that has begun anew: not verified
-                    raise FileNotFoundError(errno.ENOENT, "the partial file was taken away")
-            except OSError:
-                if not once_more:
-                    raise
-                partial.make_private()
-                return found, None
-            partials.unlock(partial.descriptor)
-            return found, replaced
-
-        return await trio.to_thread.run_sync(rename, limiter=self._limiter)
-
-    def _was_pinned(self, digest: Digest) -> bool:
-        """Was it pinned before it was lost? If the index cannot tell, it stays in the index."""
-        try:
-            return self.ledger.index.is_pinned(digest)
-        except StoreError:
-            return False
+        name = bind(self._files.name, partial, once_more=once_more)
+        return await trio.to_thread.run_sync(name, limiter=self._limiter)
 
     def _file(self, digest: Digest, descriptor: int, stat: os.stat_result) -> CachedFile:
         counted = not self._is_oversize(stat.st_size)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cafsfs.digest import DIGEST_LENGTH, Digest
 from cafsfs.errors import InvalidDigest
@@ -119,6 +119,14 @@ class Entry:
     compression: str | None = None
 
 
+class Listed(NamedTuple):
+    """A blob of a listing. What was never verified has a size that nobody vouches for."""
+
+    digest: Digest
+    size: int
+    verified: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Of all rows; ``complete``: every file is known to have its row."""
@@ -212,8 +220,8 @@ class Index:
         start = after.raw if after else b""
         return self._read(lambda db: [_entry(row) for row in db.execute(query, (start, limit))])
 
-    def listing(self) -> list[tuple[Digest, int, bool]]:
-        """Digest, size and whether ever verified of all rows, in order of digest.
+    def listing(self) -> list[Listed]:
+        """All rows, in order of digest.
 
         Read in steps, else other readers would wait a second for a million rows; so what comes or
         goes meanwhile may be in it or not.
@@ -221,12 +229,12 @@ class Index:
         query = (
             "SELECT digest, size, verified > 0 FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?"
         )
-        found: list[tuple[Digest, int, bool]] = []
+        found: list[Listed] = []
 
-        def step(db: sqlite3.Connection) -> list[tuple[Digest, int, bool]]:
-            start = found[-1][0].raw if found else b""
+        def step(db: sqlite3.Connection) -> list[Listed]:
+            start = found[-1].digest.raw if found else b""
             rows = db.execute(query, (start, _STEP))
-            return [(_digest(raw), size, verified == 1) for raw, size, verified in rows]
+            return [Listed(_digest(raw), size, verified == 1) for raw, size, verified in rows]
 
         while more := self._read(step):
             found += more

@@ -24,8 +24,9 @@ import trio
 from cafsfs.digest import Digest
 from cafsfs.errors import CafsError, StoreError
 from cafsfs.metrics import Metrics
+from cafsfs.store.cache.blob_files import is_marked
 from cafsfs.store.cache.bounds import LOW_WATERMARK, Amount, Bounds, excess
-from cafsfs.store.cache.disk_cache import DiskCache, Keeper, is_marked
+from cafsfs.store.cache.disk_cache import DiskCache, Keeper
 from cafsfs.store.cache.durability import since_boot, syncfs
 from cafsfs.store.cache.index import Changes, Entry, Index, Totals, works_on
 from cafsfs.store.cache.partials import FULL, Shelter
@@ -265,14 +266,14 @@ class Upkeep(Keeper):
                 self._cache.note_trouble(error)
             # What was lost, nobody tells: everything that no syncfs has covered may be.
             await self.flush()
-            await self._in_thread(lambda: self._index.distrust(self._cache.boot))
+            await self._in_thread(lambda: self._index.distrust(self._cache.trust.boot))
             self._ledger.distrust()
             return
 
         def mark() -> int:
             # What a process before us has written, and its errors, our descriptor knows nothing of.
             return self._index.mark_durable(
-                self._cache.boot, before, _DURABLE, since=premises.opened_at
+                self._cache.trust.boot, before, _DURABLE, since=premises.opened_at
             )
 
         while await trio.to_thread.run_sync(mark, limiter=self._writing) == _DURABLE:

@@ -34,8 +34,9 @@ import trio
 from cafsfs.errors import BlobNotFound
 from cafsfs.packing import hash_bytes
 from cafsfs.store.cache import curation, upkeep
+from cafsfs.store.cache.blob_files import PINNED
 from cafsfs.store.cache.bounds import Amount, Bounds
-from cafsfs.store.cache.disk_cache import PINNED, DiskCache
+from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.durability import syncfs
 from cafsfs.store.cache.upkeep import Upkeep, open_disk_cache
 from cafsfs.store.local_root import blob_path

@@ -20,7 +20,9 @@ import trio
 
 from cafsfs.digest import Digest
 from cafsfs.packing import hash_bytes
-from cafsfs.store.cache.disk_cache import PINNED, CacheUsage, DiskCache
+from cafsfs.store.cache.blob_files import PINNED
+from cafsfs.store.cache.bounds import CacheUsage
+from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.index import Totals
 from cafsfs.store.cache.upkeep import open_disk_cache
 from cafsfs.store.local_root import blob_path

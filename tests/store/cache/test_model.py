@@ -29,10 +29,11 @@ from hypothesis.stateful import (
 
 from cafsfs.errors import BlobNotFound, StoreError
 from cafsfs.packing import hash_bytes
-from cafsfs.store.cache import curation, disk_cache
+from cafsfs.store.cache import curation, trust
+from cafsfs.store.cache.blob_files import PINNED
 from cafsfs.store.cache.bounds import excess
 from cafsfs.store.cache.cached_file import CachedFile
-from cafsfs.store.cache.disk_cache import PINNED, DiskCache
+from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.local_root import blob_path
 from tests.store.samples import content_of, pull, put
 from tests.store.stacks import Caches, upkeep_of
@@ -76,7 +77,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def started(self, process: int) -> DiskCache:
         if process not in self.processes:
-            with mock.patch.object(disk_cache, "boot_id", return_value=f"boot {self.boot}"):
+            with mock.patch.object(trust, "boot_id", return_value=f"boot {self.boot}"):
                 self.processes[process] = self.caches.open(self.directory, self.bounds[process])
         return self.processes[process]
 

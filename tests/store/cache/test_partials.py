@@ -21,7 +21,7 @@ from trio.testing import MockClock
 
 from cafsfs.digest import Digest
 from cafsfs.packing import hash_bytes
-from cafsfs.store.cache import disk_cache, partials
+from cafsfs.store.cache import partials, watching
 from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.partials import Following, Partial, Shelter, Verdict
@@ -374,7 +374,7 @@ async def test_a_holder_who_does_not_move_is_left_alone(
     expect_log: Callable[[str], None],
 ) -> None:
     """Stopped, say: the follower pulls for himself, before his readers lose their patience."""
-    monkeypatch.setattr(disk_cache, "_GLANCE", (1.0, 2.0))
+    monkeypatch.setattr(watching, "_GLANCE", (1.0, 2.0))
     expect_log("WARNING cafsfs.store.cache.disk_cache: another process pulls .* does not move")
     holder, follower = caches.open(tmp_path), caches.open(tmp_path)
     stuck = await claimed(holder)

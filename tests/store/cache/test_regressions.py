@@ -24,7 +24,7 @@ from cafsfs.digest import Digest
 from cafsfs.errors import StoreError, Unreachable
 from cafsfs.metrics import Metrics
 from cafsfs.packing import hash_bytes, hash_file
-from cafsfs.store.cache import curation, disk_cache, partials
+from cafsfs.store.cache import curation, disk_cache, partials, trust
 from cafsfs.store.cache import upkeep as upkeep_module
 from cafsfs.store.cache.bounds import Amount, Bounds
 from cafsfs.store.cache.cached_file import CachedFile
@@ -267,7 +267,7 @@ class Clocks:
         now, boot = time.time(), since_boot()
         monkeypatch.setattr(time, "time", lambda: now + self._passed + self.error)
         monkeypatch.setattr(upkeep_module, "since_boot", lambda: boot + self._passed)
-        monkeypatch.setattr(disk_cache, "since_boot", lambda: boot + self._passed)
+        monkeypatch.setattr(trust, "since_boot", lambda: boot + self._passed)
 
     def go_on(self, seconds: float) -> None:
         self._passed += seconds

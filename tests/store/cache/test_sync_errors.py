@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, StoreError
-from cafsfs.store.cache import disk_cache
+from cafsfs.store.cache import trust
 from cafsfs.store.cache import upkeep as upkeep_module
 from cafsfs.store.cache.disk_cache import DiskCache
 from tests.store.samples import MIB, put
@@ -230,7 +230,7 @@ async def test_a_disk_that_loses_what_was_written(
         mock_clock.jump(120)
         forget_pages(cache.path(digest))
         if when == "another boot":
-            monkeypatch.setattr(disk_cache, "boot_id", lambda: "another boot")
+            monkeypatch.setattr(trust, "boot_id", lambda: "another boot")
         if when != "this session":
             await caches.leave(cache)
             cache = caches.open(point / "cache")

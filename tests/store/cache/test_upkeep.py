@@ -20,9 +20,10 @@ from cafsfs.errors import BlobNotFound, StoreError
 from cafsfs.packing import hash_bytes
 from cafsfs.store.cache import premises as premises_module
 from cafsfs.store.cache import upkeep as upkeep_module
+from cafsfs.store.cache.blob_files import PINNED
 from cafsfs.store.cache.bounds import Amount, Bounds
 from cafsfs.store.cache.curation import pin
-from cafsfs.store.cache.disk_cache import PINNED, DiskCache
+from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.durability import syncfs
 from cafsfs.store.cache.index import Changes, Entry, Index
 from cafsfs.store.cache.partials import Partial
