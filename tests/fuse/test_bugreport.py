@@ -8,8 +8,12 @@ import stat
 import tarfile
 from pathlib import Path
 
+import pytest
+
 from tests.fuse.conftest import Mounting
 from tests.fuse.processes import attempting, cafsfs
+
+pytestmark = pytest.mark.fuse
 
 SECRET = "correct-horse-battery"  # that is the point
 PASSWORD = "hunter2"

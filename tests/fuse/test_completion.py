@@ -5,8 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 
+import pytest
+
 from tests.fuse.conftest import Mounting
 from tests.fuse.processes import attempting, run
+
+pytestmark = pytest.mark.fuse
 
 
 def test_mounts_are_offered_though_one_hangs(mounting: Mounting) -> None:

@@ -6,11 +6,15 @@ import json
 import signal
 from typing import Any
 
+import pytest
+
 from tests.bad_server import BadServerProcess
 from tests.fuse.conftest import Mounting
 from tests.fuse.mounted import Mounted
 from tests.fuse.processes import Finished, attempting, cafsfs, eventually, outcome
 from tests.fuse.serving import BlobMaker
+
+pytestmark = pytest.mark.fuse
 
 QUICK = 12.0  # seconds; two for who does not answer, the rest for a busy machine
 
