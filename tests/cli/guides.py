@@ -87,19 +87,25 @@ def stands_in_the_source(entry: Entry) -> bool:
     )
 
 
-def source_of(test: str) -> str:
-    """The text of a test, and of the constants of its module that it or its fixtures name."""
-    file, name = test.split("::")
+@cache
+def _pieces_of(file: str) -> dict[str, str]:
+    """The functions and constants of a module of tests."""
     text = (REPOSITORY / file).read_text()
-    tree = ast.parse(text)
     pieces: dict[str, str] = {}
-    for node in tree.body:
+    for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             decorators = [ast.get_source_segment(text, each) or "" for each in node.decorator_list]
             pieces[node.name] = "\n".join([*decorators, ast.get_source_segment(text, node) or ""])
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
             pieces[ast.unparse(target)] = ast.get_source_segment(text, node) or ""
+    return pieces
+
+
+def source_of(test: str) -> str:
+    """The text of a test, and of the constants of its module that it or its fixtures name."""
+    file, name = test.split("::")
+    pieces = _pieces_of(file)
     reached, left = {}, [name]
     while left:
         each = left.pop()
