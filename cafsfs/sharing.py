@@ -18,14 +18,14 @@ whose directory has the device and inode ``cache``."""
 WRITE_INDEX = "write-index"
 """Command of the control socket: write what is known of that ``cache`` to its index now."""
 
-_NAMED = 10_000  # blobs of which mounts are told by name
+NAMED = 10_000  # blobs of which mounts are told by name; of more, that any have changed
 _PATIENCE = 1.0  # seconds that mounts have to write their index before we read it
 
 
 def tell_mounts(cache: DiskCache, digests: Collection[Digest] | None) -> None:
     """Tell live mounts on this cache which blobs (None: any) were changed; blocks up to 5 s."""
     names = None if digests is None else [each.hex for each in digests]
-    if names is not None and len(names) > _NAMED:
+    if names is not None and len(names) > NAMED:
         names = None  # a request has a megabyte at most
     with suppress(StoreError):  # no runtime directory, so no mounts
         ask_all(

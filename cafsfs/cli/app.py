@@ -14,7 +14,7 @@ import sys
 import click
 
 from cafsfs.cli.bugreport import bugreport
-from cafsfs.cli.cache import cache
+from cafsfs.cli.cache.group import cache
 from cafsfs.cli.completion import completion
 from cafsfs.cli.dashboard import dashboard
 from cafsfs.cli.demo import demo

@@ -124,3 +124,11 @@ class _Opened:
     def close(self) -> None:
         self._token.run_sync_soon(self._end.set)
         self._thread.join(PATIENCE)
+
+
+ONE, TWO, THREE = content_of(100_000, 1), content_of(200_000, 2), content_of(300_000, 3)
+
+
+def lines(*digests: Digest) -> str:
+    """As commands read and print them."""
+    return "".join(f"{each}\n" for each in digests)
