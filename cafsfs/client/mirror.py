@@ -129,6 +129,10 @@ class MirrorStore(PackedStore):
         """``sound``, ``unsound`` or ``untested``: whether it answers ranges of a blob rightly."""
         return self._ranges
 
+    def hung_up(self) -> bool:
+        """Nothing is told of connections that are kept: web servers close them soon."""
+        return False
+
     # --- questions
 
     async def find_absent(self, digests: Collection[Digest]) -> set[Digest]:

@@ -114,8 +114,8 @@ class Network:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.router.work_in(None)  # who goes on to use us must not start tasks there
         if self._background is not None and self._tasks is not None:
-            self.router.work_in(None)  # who goes on to use us must not start tasks there
             self._tasks.cancel_scope.cancel()
             # Not told of ``error``, which it would put into a group.
             await self._background.__aexit__(None, None, None)

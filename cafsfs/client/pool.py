@@ -127,6 +127,14 @@ class Pool:
         self._busy.add(connection)
         return True
 
+    def hung_up(self) -> bool:
+        """Has the server ended connections that were idle? They are forgotten."""
+        ended = [pair for pair in self._idle if not pair[1].reusable]
+        for pair in ended:
+            self._idle.remove(pair)
+            pair[1].close()
+        return bool(ended)
+
     def close(self) -> None:
         """Close the idle connections, and those in use when they are released.
 

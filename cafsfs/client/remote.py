@@ -135,6 +135,10 @@ class RemoteStore(PackedStore):
         """``sound``, ``unsound`` or ``untested``: whether ranges come with the right bytes."""
         return self._ranges.verdict
 
+    def hung_up(self) -> bool:
+        """Has it ended connections that were kept, and that nobody has used since?"""
+        return any([self._bulk.hung_up(), self._quick.hung_up()])
+
     async def measure(self, digest: Digest) -> int:
         """The packed length in bytes, by SIZE alone; raises BlobNotFound, Unavailable."""
         connection, length = await self._ask(self._quick, lambda each: each.measure(digest))

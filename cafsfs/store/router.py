@@ -63,6 +63,9 @@ class Source(Protocol):
     def ranges(self) -> str:
         """``sound``, ``unsound`` or ``untested``: whether it answers ranges of a blob rightly."""
 
+    def hung_up(self) -> bool:
+        """Has it ended connections that were kept for later? Told once."""
+
     async def measure(self, digest: Digest) -> int | None:
         """The packed length in bytes, None if only a pull tells.
 
@@ -92,6 +95,7 @@ class Place:
     brought: int = 0  # bytes of content to these
     greeting: bool = False  # a task is at it
     greeted_at: float = -math.inf  # see Router.lives
+    heard_at: float = -math.inf  # when an answer or a greeting of it ended
     turn: trio.Lock = field(default_factory=trio.Lock)
 
     @property
@@ -105,7 +109,8 @@ class PlaceState:
     """What is known of a place, for people and scripts.
 
     ``state`` is up, suspect (asked after the others) or down (not asked, but greeted by and by),
-    and ``reason`` says why, ``down_for`` for how many seconds. ``seconds`` is a round trip,
+    and ``reason`` says why, ``down_for`` for how many seconds. ``quiet_for`` so many seconds it has
+    answered nothing, asked or not; None where it never has. ``seconds`` is a round trip,
     ``rate`` bytes a second of large blobs: averages, None where nothing was measured. ``protocol``
     is what it was spoken to in last: 001, 002 (authenticated, then in the clear), 002-encrypted, or
     https. ``ranges``: sound, unsound or untested. ``wrong_hashes`` counts blobs of which it had
@@ -117,6 +122,7 @@ class PlaceState:
     state: str
     reason: str | None
     down_for: float | None
+    quiet_for: float | None
     zone: str | None
     priority: int
     weight: float
@@ -243,6 +249,7 @@ class Router:
     def answered(self, place: Place) -> None:
         """It has answered, with whatever."""
         place.answers += 1
+        place.heard_at = trio.current_time()
         self._set(place, place.health.answered())
 
     def failed(self, place: Place, error: CafsError, digest: Digest | None) -> None:
@@ -285,6 +292,7 @@ class Router:
 
     def _note_lie(self, place: Place, digest: Digest) -> None:
         place.wrong_hashes += 1
+        place.heard_at = trio.current_time()
         self._set(place, place.health.answered().lied(trio.current_time()))
         self._wrong[self.places.index(place), digest] = None
         if len(self._wrong) > _REMEMBERED:
@@ -314,13 +322,16 @@ class Router:
     # --- greeting, in the background
 
     def _look_around(self) -> None:
-        """Measure what was not measured for a while, where there is a choice."""
+        """Greet who has hung up; and measure, where there is a choice, what is to be measured."""
         now = trio.current_time()
-        if self._nursery is None or len(self.places) < 2 or now < self._look_around_at:
+        if self._nursery is None or now < self._look_around_at:
             return
         self._look_around_at = now + _LOOK_AROUND
         for place in self.places:
-            if not (place.down or place.site.last) and place.health.stale(now):
+            if place.down:
+                continue
+            choice = len(self.places) > 1 and not place.site.last
+            if place.source.hung_up() or (choice and place.health.stale(now)):
                 self._greet_soon(place)
 
     def _greet_soon(self, place: Place) -> None:
@@ -365,6 +376,7 @@ class Router:
                 lives = True
         now = trio.current_time()
         if lives:
+            place.heard_at = now
             self._set(place, place.health.greeted(seconds or now - began, now))
         elif place.answers == answers:  # else it has answered somebody else meanwhile
             roll = random.random()  # noqa: S311  # no secret
@@ -374,7 +386,11 @@ class Router:
     # --- for people
 
     def states(self) -> list[PlaceState]:
-        """All places, in the order in which they were given."""
+        """All places, in the order in which they were given.
+
+        Who has hung up and was not asked since is greeted: the next time it is known why.
+        """
+        self._look_around()
         return [self._state(place) for place in self.places]
 
     @staticmethod
@@ -388,6 +404,7 @@ class Router:
             state=standing.value,
             reason=health.reason if standing is not Standing.UP else None,
             down_for=round(_since(health.since), 3) if place.down else None,
+            quiet_for=round(_since(place.heard_at), 3) if math.isfinite(place.heard_at) else None,
             zone=site.zone,
             priority=site.priority,
             weight=site.weight,

@@ -514,6 +514,31 @@ async def test_servers_tells_of_each(tmp_path: Path, expect_log: Expect) -> None
             assert "Connection refused" in down.reason
 
 
+async def test_who_was_killed_and_is_not_asked_is_known_to_be_down(
+    nursery: trio.Nursery,
+) -> None:
+    server, alive, ended = BadServer(), trio.CancelScope(), trio.Event()
+
+    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+        with alive:
+            await server.serve(task_status=task_status)
+        ended.set()
+
+    await nursery.start(serve)
+    async with client_of(server) as client:
+        assert not await client.check(ABSENT)
+        alive.cancel()
+        await ended.wait()
+        for _ in range(500):
+            state = client.servers()[0]
+            if state.state != "up":
+                break
+            await wait_all_tasks_blocked(0.01)
+        assert state.state == "down"
+        assert state.reason is not None
+        assert "Connection refused" in state.reason
+
+
 async def test_errors_of_a_body_are_raised_as_they_are(tmp_path: Path) -> None:
     """The client's own tasks put nothing into a group."""
     async with bad_server() as server:

@@ -117,6 +117,22 @@ async def test_a_connection_that_the_server_closed_is_not_given_out(reset: bool)
         pool.close()
 
 
+@pytest.mark.parametrize("reset", [False, True])
+async def test_what_the_server_ended_while_it_was_idle_is_told_once(reset: bool) -> None:
+    async with bad_server() as server:
+        pool = pool_of(server, limit=3)
+        connections = [await pool.acquire() for _ in range(3)]
+        for each in connections[:2]:
+            pool.release(each)
+        assert not pool.hung_up()
+        await server.hang_up(reset=reset)
+        assert pool.hung_up()
+        assert repr(pool) == "<Pool idle=0 free=2>"
+        assert not pool.hung_up()  # of the third, who uses it will tell
+        pool.release(connections[2])
+        pool.close()
+
+
 async def test_a_connection_on_which_something_came_unasked_is_not_given_out() -> None:
     async with bad_server() as server:
         pool = pool_of(server)

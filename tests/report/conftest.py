@@ -26,6 +26,7 @@ SERVER = PlaceState(
     state="up",
     reason=None,
     down_for=None,
+    quiet_for=3.5,
     zone="eu",
     priority=0,
     weight=1.0,

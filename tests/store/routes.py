@@ -11,6 +11,7 @@ from cafsfs.store.contracts import ContentStore
 from cafsfs.store.health import Site
 from cafsfs.store.router import Place, Router
 from cafsfs.store.routing import RoutingStore
+from tests.store.scripted import ScriptedStore
 
 MADE_UP = Digest(bytes(DIGEST_LENGTH))  # nobody knows content with this hash
 
@@ -23,6 +24,9 @@ class StoreSource:
 
     def __init__(self, store: ContentStore) -> None:
         self._store = store
+
+    def hung_up(self) -> bool:
+        return self._store.hung_up if isinstance(self._store, ScriptedStore) else False
 
     async def measure(self, digest: Digest) -> int:
         stat = await self._store.stat(digest)

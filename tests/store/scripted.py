@@ -23,6 +23,7 @@ class ScriptedStore(ContentStore):
     ``flow``: where set, a pull spends one of it for each piece of ``step`` bytes.
     ``told``: sizes that ``stat`` tells instead of the true ones.
     ``cancelled``: how many calls were.
+    ``hung_up``: it has ended connections that nobody uses, as a server that is killed does.
     """
 
     def __init__(self, *contents: bytes, step: int = 1 << 20) -> None:
@@ -35,6 +36,7 @@ class ScriptedStore(ContentStore):
         self.flow: trio.Semaphore | None = None
         self.told: dict[Digest, int | None] = {}
         self.cancelled = 0
+        self.hung_up = False
         self._step = step
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:

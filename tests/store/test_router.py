@@ -652,3 +652,36 @@ async def test_times_are_looked_for_once_a_second_and_not_of_last_sources(
         for place in router.places:
             place.health = Health()
     assert [len(each.probed_at) for each in lines] == [10, 10, 0]
+
+
+# --- who is not asked
+
+
+@pytest.mark.parametrize("places", [1, 2])
+async def test_who_hung_up_and_is_not_asked_is_greeted_when_somebody_looks(
+    places: int, autojump_clock: MockClock, nursery: trio.Nursery, expect_log: Announce
+) -> None:
+    if places > 1:
+        expect_log("WARNING .*0 is down, the others are asked")
+    dead = Line()
+    store = routed(dead, *(Line() for _ in range(places - 1)), nursery=nursery)
+    states = store.router.states
+    assert states()[0].quiet_for is None
+    await pull(store, DIGEST)
+    await trio.sleep(40)
+    probed = len(dead.probed_at)
+    assert (states()[0].state, states()[0].quiet_for) == ("up", 40)
+    await wait_all_tasks_blocked()
+    assert len(dead.probed_at) == probed  # a look alone asks nobody
+    dead.down, dead.hung_up = Unreachable, True
+    await trio.sleep(1)
+    assert states()[0].state == "up"
+    await wait_all_tasks_blocked()
+    state = states()[0]
+    assert (state.state, state.reason, state.quiet_for) == ("down", "nobody is there", 41)
+    dead.down, dead.hung_up = None, False
+    await trio.sleep(10)
+    state = states()[0]
+    assert (state.state, state.reason) == ("up", None)
+    assert state.quiet_for is not None
+    assert state.quiet_for < 10
