@@ -363,7 +363,7 @@ def _about(plan: MountPlan) -> About:
     )
 
 
-def _files(status: Status) -> dict[str, Callable[[], bytes]]:
+def _files(status: Status) -> dict[str, Callable[[], Awaitable[bytes]]]:
     return {**status.files, "metrics": metrics_page(status)}
 
 

@@ -52,6 +52,15 @@ class Requests:
         histogram.seconds += seconds
         return seconds
 
+    def copy(self) -> Requests:
+        """They as they are now, which requests that come or end do not change."""
+        copied = Requests()
+        copied.waiting = dict(self.waiting)
+        copied.taken = {
+            key: Histogram(each.counts.copy(), each.seconds) for key, each in self.taken.items()
+        }
+        return copied
+
     def oldest(self) -> tuple[str, float] | None:
         """Operation and age, in seconds, of the request that has waited longest."""
         if not self.waiting:

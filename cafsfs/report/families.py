@@ -11,7 +11,7 @@ import enum
 import os
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cafsfs.metrics import Metrics
@@ -45,7 +45,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A mount at one moment: what all metrics of a page are taken from."""
+    """A mount at one moment: what all metrics of a page are taken from. Nothing changes it."""
 
     counted: Metrics
     usage: CacheUsage
@@ -58,10 +58,10 @@ class Seen:
 
 
 def look(status: Status) -> Seen:
-    """The mount as it is now."""
-    parts = status.parts
+    """The mount as it is now; on the event loop."""
+    parts, counted = status.parts, status.metrics
     return Seen(
-        counted=status.metrics,
+        counted=replace(counted, requests=counted.requests.copy()),
         usage=status.store.usage,
         servers=parts.servers(),
         pulls=status.store.inflight(),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import trio
@@ -100,7 +100,7 @@ class _OpenDirectory:
 class FileSystem:
     """The tree of one mount over one store.
 
-    ``control`` maps the names below ``.cafsfs/`` to functions that render their content.
+    ``control`` maps the names below ``.cafsfs/`` to what renders their content, in milliseconds.
     ``on_stale(inode)`` is called when attributes that the kernel holds are no longer true;
     ``on_spoilt(inode)`` when it is to drop what it holds of the content, for that was never
     verified, or could be taken for the end of what will not be: ``pages_dropped`` is to be called
@@ -112,7 +112,7 @@ class FileSystem:
         self,
         store: ReadCachingStore,
         options: VfsOptions,
-        control: Mapping[str, Callable[[], bytes]],
+        control: Mapping[str, Callable[[], Awaitable[bytes]]],
         metrics: Metrics | None = None,
     ) -> None:
         self._store = store
@@ -165,6 +165,8 @@ class FileSystem:
         self._metrics.lookups += 1
         directory = self._node(parent)
         fixed = self._lookup_fixed(directory, name)
+        if isinstance(fixed, ControlFile):
+            return await self._control_attributes(fixed)
         if fixed is not None:
             return self._attributes(fixed)
         digest = None
@@ -178,7 +180,7 @@ class FileSystem:
         node.lookups += 1
         return self._attributes(node)
 
-    def _lookup_fixed(self, directory: Node, name: bytes) -> Node | None:
+    def _lookup_fixed(self, directory: Node, name: bytes) -> Fixed | ControlFile | None:
         if directory is Fixed.ROOT:
             return {b"blake3": Fixed.BLAKE3, b".cafsfs": Fixed.CONTROL}.get(name)
         if directory is Fixed.CONTROL:
@@ -199,6 +201,8 @@ class FileSystem:
     async def getattr(self, inode: int) -> Attributes:
         """Attributes; waits for the network only where a size has proved wrong."""
         node = self._node(inode)
+        if isinstance(node, ControlFile):
+            return await self._control_attributes(node)
         if isinstance(node, BlobNode):
             if node.size is None:
                 node.size = await self._size(node.digest)
@@ -296,7 +300,7 @@ class FileSystem:
                 blob = self._store.open(digest, stream=not node.ended)
                 return self._handle(_OpenFile(blob, node, pid)), True
             case ControlFile(name):
-                return self._handle(_OpenControl(self._control[name]())), False
+                return self._handle(_OpenControl(await self._control[name]())), False
             case _:
                 raise NotSupported("a directory cannot be opened as a file")
 
@@ -472,7 +476,17 @@ class FileSystem:
             raise AssertionError("a ReadCachingStore finds the size out")
         return size
 
-    def _attributes(self, node: Node) -> Attributes:
+    async def _control_attributes(self, node: ControlFile) -> Attributes:
+        return Attributes(
+            inode=node.inode,
+            mode=stat.S_IFREG | 0o444,
+            size=len(await self._control[node.name]()),
+            blocks=1,
+            time_ns=self.options.born_ns,
+            remember=0,
+        )
+
+    def _attributes(self, node: Fixed | BlobNode) -> Attributes:
         match node:
             case Fixed():
                 return Attributes(
@@ -482,16 +496,6 @@ class FileSystem:
                     blocks=0,
                     time_ns=self.options.born_ns,
                     remember=FOREVER,
-                )
-            case ControlFile(name, inode):
-                size = len(self._control[name]())
-                return Attributes(
-                    inode=inode,
-                    mode=stat.S_IFREG | 0o444,
-                    size=size,
-                    blocks=1,
-                    time_ns=self.options.born_ns,
-                    remember=0,
                 )
             case BlobNode(digest, inode, size):
                 assert size is not None

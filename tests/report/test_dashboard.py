@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from cafsfs.report.exposition import MetricsPage
+from cafsfs.report.publishing import metrics_page
 from tests.cli.guides import REPOSITORY
 from tests.cli.running import run
 from tests.report.conftest import Bench
@@ -22,10 +22,10 @@ OF_PROMETHEUS = {"instance"}
 
 
 @pytest.fixture
-def exposed(bench: Bench) -> dict[str, set[str]]:
+async def exposed(bench: Bench) -> dict[str, set[str]]:
     """The names of all samples, as Prometheus stores them, and their labels."""
     bench.metrics.requests.end(bench.metrics.requests.begin("read"), "ok")
-    page = MetricsPage(bench.status).openmetrics().decode()
+    page = (await metrics_page(bench.status)()).decode()
     return {
         sample.name: set(sample.labels) | OF_PROMETHEUS
         for family in text_string_to_metric_families(page)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import threading
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -22,19 +23,30 @@ from trio.testing import MockClock
 from cafsfs.packing import hash_bytes
 from cafsfs.report import exposition
 from cafsfs.report.exposition import MetricsPage, serve_metrics, unit_of, write_textfile
-from cafsfs.report.families import FAMILIES, INFO, REQUEST_SECONDS
+from cafsfs.report.families import (
+    FAMILIES,
+    INFO,
+    REQUEST_SECONDS,
+    Family,
+    Kind,
+    Sample,
+    Seen,
+    look,
+)
+from cafsfs.report.publishing import metrics_page
 from tests.report.conftest import ABOUT, Bench
 
 POINT = {"mountpoint": "/mnt/cafs"}
 
 
 @pytest.fixture
-def page(bench: Bench) -> MetricsPage:
-    return MetricsPage(bench.status)
+async def page(bench: Bench) -> MetricsPage:
+    return MetricsPage(bench.status, trio.lowlevel.current_trio_token())
 
 
-def told(page: MetricsPage) -> dict[str, Metric]:
-    return {each.name: each for each in parse_openmetrics(page.openmetrics().decode())}
+async def told(page: MetricsPage) -> dict[str, Metric]:
+    text = (await trio.to_thread.run_sync(page.openmetrics)).decode()
+    return {each.name: each for each in parse_openmetrics(text)}
 
 
 def value(metric: Metric, **labels: str) -> float:
@@ -46,7 +58,7 @@ async def test_every_metric_has_name_help_unit_and_mountpoint(
     page: MetricsPage, bench: Bench
 ) -> None:
     bench.metrics.requests.end(bench.metrics.requests.begin("read"), "ok")
-    found = told(page)
+    found = await told(page)
     assert set(found) == {each.name for each in FAMILIES} | {REQUEST_SECONDS, INFO}
     for each in found.values():
         assert re.fullmatch(r"cafsfs_[a-z_]+", each.name)
@@ -63,7 +75,7 @@ async def test_numbers_are_those_of_the_mount(page: MetricsPage, bench: Bench) -
     for _ in range(3):
         await bench.store.fetch(hash_bytes(content))
     bench.metrics.read_bytes, bench.metrics.cached_bytes = 100, 60
-    found = told(page)
+    found = await told(page)
     assert value(found["cafsfs_pulls"]) == 1
     assert value(found["cafsfs_pulled_bytes"]) == 500
     assert value(found["cafsfs_cache_hits"]) == 2
@@ -87,7 +99,7 @@ async def test_durations_are_a_histogram_by_operation_and_result(
     for result in ("ok", "ok", "EIO"):
         requests.end(requests.begin("read"), result)
     monkeypatch.undo()
-    samples = told(page)[REQUEST_SECONDS].samples
+    samples = (await told(page))[REQUEST_SECONDS].samples
     read = {
         (each.name.rpartition("_")[2], each.labels.get("le"), each.labels["result"]): each.value
         for each in samples
@@ -107,16 +119,65 @@ async def test_a_metric_that_cannot_be_told_is_left_out(
     expect_log("ERROR cafsfs.report.exposition: the metric cafsfs_open_handles cannot be told")
     bench.parts.filesystem = lambda: {"known_inodes": 1}
     for _ in range(2):
-        found = told(page)
+        found = await told(page)
         assert "cafsfs_open_handles" not in found
         assert value(found["cafsfs_known_inodes"]) == 1
 
 
-async def test_a_mount_point_of_any_bytes_has_metrics(bench: Bench, tmp_path: Path) -> None:
+async def test_a_mount_point_of_any_bytes_has_metrics(
+    page: MetricsPage, bench: Bench, tmp_path: Path
+) -> None:
     bench.status.about = replace(ABOUT, mountpoint=os.fsdecode(b'/mnt/\xff"\n'))
-    page = MetricsPage(bench.status)
-    assert told(page)["cafsfs_pulls"].samples[0].labels["mountpoint"] == '/mnt/\ufffd"\n'
-    exposition._write(tmp_path / "cafsfs.prom", page.collect())
+    found = await told(page)
+    assert found["cafsfs_pulls"].samples[0].labels["mountpoint"] == '/mnt/\ufffd"\n'
+    await trio.to_thread.run_sync(exposition._write, tmp_path / "cafsfs.prom", page)
+
+
+@pytest.fixture
+def at_work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads in which the only metric that there is, ``cafsfs_watched``, was told."""
+    threads: list[int] = []
+
+    def samples(_: Seen) -> list[Sample]:
+        threads.append(threading.get_ident())
+        return [((), 1.0)]
+
+    watched = Family("cafsfs_watched", Kind.GAUGE, "Watched", samples)
+    monkeypatch.setattr(exposition, "FAMILIES", (watched,))
+    return threads
+
+
+async def test_the_hidden_file_is_made_off_the_event_loop(bench: Bench, at_work: list[int]) -> None:
+    assert b"cafsfs_watched" in await metrics_page(bench.status)()
+    assert at_work
+    assert threading.get_ident() not in at_work
+
+
+async def test_who_asks_at_once_gets_the_same_page(bench: Bench, at_work: list[int]) -> None:
+    render = metrics_page(bench.status)
+    pages: list[bytes] = []
+
+    async def ask() -> None:
+        pages.append(await render())
+
+    async with trio.open_nursery() as asking:
+        for _ in range(3):
+            asking.start_soon(ask)
+    assert len(pages) == 3
+    assert len(at_work) == 1
+
+
+async def test_what_is_seen_does_not_change(bench: Bench) -> None:
+    requests = bench.metrics.requests
+    requests.end(requests.begin("read"), "ok")
+    seen = look(bench.status)
+    bench.metrics.reads += 1
+    requests.end(requests.begin("read"), "ok")
+    requests.begin("open")
+    assert seen.counted.reads == 0
+    assert seen.counted.requests.waiting == {}
+    [histogram] = seen.counted.requests.taken.values()
+    assert sum(histogram.counts) == 1
 
 
 # --- over HTTP
@@ -144,6 +205,16 @@ async def test_a_scrape_gets_the_format_it_asks_for(
     kind, text = await get(url, "text/plain")
     assert kind.startswith("text/plain")
     assert "cafsfs_pulls" in {each.name for each in parse_plain(text)}
+
+
+@pytest.mark.process
+async def test_a_scrape_is_answered_off_the_event_loop(
+    page: MetricsPage, nursery: trio.Nursery, at_work: list[int]
+) -> None:
+    host, port = await nursery.start(serve_metrics, page, "127.0.0.1", 0)
+    assert "cafsfs_watched" in (await get(f"http://{host}:{port}", "text/plain"))[1]
+    assert at_work
+    assert threading.get_ident() not in at_work
 
 
 @pytest.mark.process
@@ -208,6 +279,18 @@ async def test_the_textfile_is_written_again_and_removed_at_the_end(
         assert os.listdir(tmp_path).count("cafsfs.prom") == 1
         nursery.cancel_scope.cancel()
     assert not path.exists()
+
+
+async def test_the_textfile_is_made_off_the_event_loop(
+    page: MetricsPage, tmp_path: Path, jumping_clock: MockClock, at_work: list[int]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_textfile, page, tmp_path / "cafsfs.prom")
+        await trio.sleep(1)
+        assert "cafsfs_watched" in (tmp_path / "cafsfs.prom").read_text()
+        nursery.cancel_scope.cancel()
+    assert at_work
+    assert threading.get_ident() not in at_work
 
 
 async def test_a_textfile_that_cannot_be_written_is_said_once(

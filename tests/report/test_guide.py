@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from cafsfs.cli.app import cafsfs
 from cafsfs.cli.guides import read_guide
 from cafsfs.packing import hash_bytes
-from cafsfs.report.exposition import MetricsPage
+from cafsfs.report.publishing import metrics_page
 from tests.cli.guides import GUIDES
 from tests.report.conftest import Bench
 
@@ -30,7 +30,7 @@ async def test_every_metric_is_documented_with_kind_labels_and_help(bench: Bench
     bench.metrics.requests.end(bench.metrics.requests.begin("read"), "ok")
     guide = documented()
     suffixes = {"counter": "_total", "info": "_info"}
-    page = MetricsPage(bench.status).openmetrics().decode()
+    page = (await metrics_page(bench.status)()).decode()
     told = {}
     for each in text_string_to_metric_families(page):
         labels = [label for label in each.samples[0].labels if label not in {"mountpoint", "le"}]

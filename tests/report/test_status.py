@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from dataclasses import replace
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -117,13 +119,29 @@ async def test_servers_and_outages_are_told(bench: Bench) -> None:
 
 
 async def test_files_are_the_same_in_json(bench: Bench) -> None:
-    read = {name: render() for name, render in bench.status.files.items()}
+    read = {name: await render() for name, render in bench.status.files.items()}
     assert read["version"] == b"1.2.3\n"
     assert json.loads(read["servers"])[0]["rate"] == 3e6
     assert json.loads(read["inflight"]) == []
     told = json.loads(read["stats.json"])
     assert told.keys() == bench.status.stats().keys()
     assert ABOUT.uri in read["stats.json"].decode()
+
+
+async def test_their_json_is_made_off_the_event_loop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work = set()
+
+    def dumps(_: object, *, indent: int) -> str:
+        at_work.add(threading.get_ident())
+        return ""
+
+    monkeypatch.setattr(json, "dumps", dumps)
+    for name in ("stats.json", "inflight", "servers"):
+        await bench.status.files[name]()
+    assert at_work
+    assert threading.get_ident() not in at_work
 
 
 def test_the_last_errors_are_kept_once_each(complaints: RecentComplaints) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,16 +32,15 @@ async def scene(tmp_path: Path, caches: Caches, nursery: trio.Nursery) -> Scene:
     options = VfsOptions(uid=1, gid=2, born_ns=BORN_NS)
     rendered = 0
 
-    def count() -> bytes:
+    async def version() -> bytes:
+        return b"1.2.3\n"
+
+    async def count() -> bytes:
         nonlocal rendered
         rendered += 1
         return f"rendered {rendered} times\n".encode()
 
-    control: dict[str, Callable[[], bytes]] = {
-        "version": lambda: b"1.2.3\n",
-        "count": count,
-    }
-    fs = FileSystem(store, options, control, metrics)
+    fs = FileSystem(store, options, {"version": version, "count": count}, metrics)
     scene = Scene(upstream, cache, store, fs, metrics)
     cache.on_change = fs.blocks_changed
     store.on_size_changed = fs.size_is_wrong
