@@ -80,6 +80,11 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool idle={len(self._idle)} free={self._limit + self._beyond - self._used}>"
 
+    @property
+    def contended(self) -> bool:
+        """Does anybody wait for a place?"""
+        return bool(self._waiting)
+
     async def acquire(self) -> ServerConnection:
         """A connection that is ready for a command; to be given back by ``release``.
 

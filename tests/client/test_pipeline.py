@@ -107,6 +107,40 @@ async def test_many_small_ones_and_large_ones_among_them(how: str) -> None:
         assert (server.connections, server.commands) == (2, {"PULL": len(contents)})
 
 
+async def test_who_comes_during_a_batch_waits_for_its_turn_and_not_for_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Be it one question, or another batch."""
+    monkeypatch.setattr("cafsfs.client.pipeline._TURN", 0)
+    first, second = ([b"%d %d" % (each, number) for number in range(3000)] for each in range(2))
+    async with bad_server() as server, remote_of(server.port, connections=1) as remote:
+        for content in (*first, *second):
+            server.put(content)
+        store = UnpackingStore(remote, limiter=trio.CapacityLimiter(2))
+        ended: list[tuple[str, int]] = []
+
+        async def pull_many(contents: list[bytes]) -> None:
+            wanted = wanted_of(*contents)
+            assert await store.pull_many(list(wanted)) == {}
+            assert [kept.content for kept in wanted.values()] == contents
+            ended.append(("batch", server.commands["PULL"]))
+
+        async def check() -> None:
+            assert await store.find_missing([digest_of(b"absent")])
+            ended.append(("check", server.commands["PULL"]))
+
+        async with trio.open_nursery() as batches:
+            batches.start_soon(pull_many, first)
+            while not server.commands["PULL"]:
+                await trio.lowlevel.checkpoint()
+            batches.start_soon(pull_many, second)
+            batches.start_soon(check)
+        assert [what for what, _ in ended] == ["check", "batch", "batch"]
+        assert ended[0][1] <= 4 * WINDOW
+        assert ended[1][1] >= 6000 - 4 * WINDOW  # they took turns
+        assert (server.connections, server.commands["PULL"]) == (1, 6000)
+
+
 async def test_a_lot_is_bounded_and_bodies_survive_being_cut() -> None:
     """Memory: a buffer a connection, whatever travels."""
     sizes: list[int] = []
