@@ -145,6 +145,11 @@ def test_sloppy_lets_unknown_options_pass(mounting: Mounting) -> None:
         assert mounting.options == {"uid": "5"}
 
 
+def test_an_o_without_options_says_nothing(mounting: Mounting) -> None:
+    assert mount_helper.mount([SPEC, POINT, "-o"]) == 0
+    assert mounting.options == {}
+
+
 def test_fake_does_everything_but_the_mount(mounting: Mounting) -> None:
     assert mount_helper.mount([SPEC, POINT, "-fv", "-o", "uid=5"]) == 0
     assert mounting.calls == []

@@ -72,6 +72,15 @@ def test_a_daemon_that_does_not_answer(daemon: Daemon, capfd: pytest.CaptureFixt
     assert f"error: cannot remount `{POINT}`: its daemon does not answer" in capfd.readouterr().err
 
 
+def test_what_is_not_ours_is_not_remounted(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mounts, "find_mount", lambda _: Mount(POINT, 5, "tmpfs", URI))
+    assert mount_helper.mount([URI, POINT, "-o", "remount"]) == 32
+    assert "no mount of cafsfs is there" in capfd.readouterr().err
+    assert daemon.asked == []
+
+
 def test_there_is_nothing_to_remount(daemon: Daemon, capfd: pytest.CaptureFixture[str]) -> None:
     assert mount_helper.mount([URI, "/mnt/other", "-o", "remount"]) == 32
     assert "no mount of cafsfs is there" in capfd.readouterr().err
