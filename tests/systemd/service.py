@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import re
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -101,7 +102,16 @@ class Service:
     def show(self, name: str) -> str:
         return self.machine.show(self.unit, name)
 
-    def comes_back(self, before: int, *, within: float) -> float:
+    def comes_back(self, before: int) -> float:
         """Seconds until another daemon answers in the place of ``before``."""
         back = lambda: self.show("ActiveState") == "active" and self.pid not in {0, before}  # noqa: E731
-        return eventually(back, within=within, what="the service is back")
+        return eventually(back, what="the service is back")
+
+    def delay(self, first: str, then: str) -> float:
+        """Seconds between the last two such lines of its journal, however busy the machine is."""
+        text = self.machine.journal(self.unit, "-o", "short-monotonic")
+
+        def last(words: str) -> float:
+            return float(re.findall(rf"^\[ *([0-9.]+)\] .*{words}", text, re.MULTILINE)[-1])
+
+        return last(then) - last(first)

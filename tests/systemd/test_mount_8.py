@@ -44,7 +44,7 @@ class Fstab:
     def clear(self) -> None:
         while self.types():
             self.machine.run("umount", "-l", self.point).ok()
-        eventually(lambda: not self.daemons(), within=10, what="its daemons have gone")
+        eventually(lambda: not self.daemons(), what="its daemons have gone")
         self.machine.write("/etc/fstab", "")
 
 
@@ -235,7 +235,7 @@ def test_an_automount_unit_mounts_when_somebody_looks(units: Fstab, blob: Blob) 
     machine = units.machine
     machine.systemctl("start", "mnt-tab.automount").ok()
     assert units.types() == ["autofs"]
-    assert machine.run("cat", f"{units.point}/{blob.hash}", within=15).ok().out == blob.content
+    assert machine.run("cat", f"{units.point}/{blob.hash}").ok().out == blob.content
     assert units.types() == ["autofs", "fuse.cafsfs"]
     [daemon] = units.daemons()
     machine.kill(daemon, signal.SIGKILL)

@@ -39,9 +39,9 @@ def test_it_sees_little_of_the_machine(server: Machine) -> None:
 def test_killed_it_is_back(server: Machine, blob: Blob) -> None:
     before = server.main_pid(SERVER)
     server.kill(before, signal.SIGKILL)
-    eventually(lambda: server.main_pid(SERVER) not in {0, before}, within=10, what="another one")
+    eventually(lambda: server.main_pid(SERVER) not in {0, before}, what="another one")
     serves = lambda: server.run("cafsfs", "check", URI, blob.hash).code == 0  # noqa: E731
-    eventually(serves, within=10, what="it serves")
+    eventually(serves, what="it serves")
 
 
 @pytest.fixture

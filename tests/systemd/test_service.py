@@ -18,7 +18,10 @@ pytestmark = [pytest.mark.fuse, pytest.mark.process, pytest.mark.timeout(900)]
 Making = Callable[..., Service]
 
 RESTART = 1.0  # seconds, says the unit
-START = 6.0  # seconds that a start may take on two busy cores; it takes one
+WATCHDOG = 2.0  # seconds, so that no test takes half a minute
+# Seconds that systemd's own work may take on two busy cores. For a daemon's start, which takes one,
+# there is no bound but patience: with a load of 20 it was not done in 6.
+BUSY = 2.0
 
 
 @pytest.fixture
@@ -64,7 +67,8 @@ def test_killed_it_is_back_after_its_restart_time(mounted: Service, blob: Blob) 
     before = mounted.pid
     mounted.machine.kill(before, signal.SIGKILL)
     eventually(lambda: DEAD in mounted.look().err, what="an error where the mount was")
-    took = mounted.comes_back(before, within=RESTART + START)
+    took = mounted.comes_back(before)
+    assert mounted.delay("Main process exited", "Scheduled restart job") < RESTART + BUSY
     mounted.read(blob)
     assert mounted.types() == ["fuse.cafsfs"]  # the dead one has gone
     print(f"back after {took:.2f} s")
@@ -94,7 +98,7 @@ def test_a_mirror_job_sees_an_error_while_it_is_dead(mounted: Service) -> None:
     machine, before = mounted.machine, mounted.pid
     with machine.start("python3", "-c", _MIRROR, mounted.point, "5") as mirror:
         machine.kill(before, signal.SIGKILL)
-        mounted.comes_back(before, within=RESTART + START)
+        mounted.comes_back(before)
         empty, dead = mirror.finish().ok().text.split()
     assert int(dead) > 100
     assert float(empty) <= (0 if _CAN_MOUNT_BENEATH else 0.2)
@@ -115,8 +119,8 @@ def test_killed_and_stopped_it_stays_dead_until_it_is_started(mounted: Service, 
 @pytest.fixture
 def watched(service: Making) -> Service:
     """With a watchdog that does not take half a minute."""
-    made = service("watched")
-    made.drop_in("WatchdogSec=1")
+    made = service("watched", "connect-timeout = 60")  # 5 s would end readers first
+    made.drop_in(f"WatchdogSec={WATCHDOG}")
     made.start()
     return made
 
@@ -124,7 +128,7 @@ def watched(service: Making) -> Service:
 def test_frozen_it_is_restarted_by_the_watchdog(watched: Service, blob: Blob) -> None:
     before = watched.pid
     watched.machine.kill(before, signal.SIGSTOP)
-    took = watched.comes_back(before, within=1 + RESTART + START)
+    took = watched.comes_back(before)
     watched.read(blob)
     said = watched.machine.journal(watched.unit)
     assert "Watchdog timeout" in said
@@ -138,7 +142,7 @@ def test_the_watchdog_is_fed_while_readers_wait_for_a_server(watched: Service) -
     machine.run("stat", watched.path(blob)).ok()
     machine.kill(machine.main_pid(SERVER), signal.SIGSTOP)
     with watched.reading(blob) as reader:
-        assert not reader.ended(within=3)  # three of its times
+        assert not reader.ended(within=3 * WATCHDOG)
         assert watched.pid == before
         machine.kill(machine.main_pid(SERVER), signal.SIGCONT)
         assert reader.finish().ok().out == blob.content
@@ -152,9 +156,8 @@ def test_a_reader_who_waits_when_the_watchdog_strikes_gets_an_error(watched: Ser
     with watched.reading(blob) as reader:
         assert not reader.ended(within=0.5)
         machine.kill(before, signal.SIGSTOP)
-        watched.comes_back(before, within=1 + RESTART + START)
-        assert reader.ended(within=1)
-        assert reader.finish().code == 1
+        watched.comes_back(before)
+        assert reader.finish(BUSY).code == 1
     machine.kill(machine.main_pid(SERVER), signal.SIGCONT)
     watched.read(blob)
 
@@ -171,15 +174,19 @@ def test_the_child_that_asks_holds_no_descriptor_of_the_session(watched: Service
 
 
 @pytest.mark.parametrize("how", ["frozen", "gone"])
-def test_it_stops_at_once_when_a_server_is_down(mounted: Service, how: str) -> None:
+def test_it_stops_at_once_when_a_server_is_down(service: Making, how: str) -> None:
+    """Before any deadline of a server or of a reader, and before systemd has to kill it."""
+    patient = ("connect", "answer", "progress", "lookup", "read")
+    mounted = service("patient", *(f"{each}-timeout = 600" for each in patient))
+    mounted.start()
     machine = mounted.machine
     blob = put_blob(machine, 3_000_000)
     machine.run("stat", mounted.path(blob)).ok()
     machine.kill(machine.main_pid(SERVER), signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
     with mounted.reading(blob) as reader:
         reader.ended(within=0.5)
-        assert mounted.stop() < 5
-        assert reader.finish(5).code in ({1} if how == "frozen" else {0, 1})
+        assert mounted.stop() < 30  # TimeoutStopSec
+        assert reader.finish(BUSY).code in ({1} if how == "frozen" else {0, 1})
     assert mounted.show("Result") == "success"
 
 
@@ -187,7 +194,7 @@ def test_unmounted_by_hand_it_comes_back(mounted: Service, blob: Blob) -> None:
     """Only `systemctl stop` says that it is not wanted any more."""
     before = mounted.pid
     mounted.machine.run("umount", mounted.point).ok()
-    mounted.comes_back(before, within=RESTART + START)
+    mounted.comes_back(before)
     mounted.read(blob)
 
 
@@ -205,10 +212,10 @@ def test_reloading_changes_what_can_change(mounted: Service, blob: Blob) -> None
     mounted.machine.systemctl("reload", mounted.unit).ok()
     path = f"{mounted.point}/.cafsfs/stats.json"
     bound = lambda: b'"bound_bytes": 3221225472' in mounted.machine.cat(path)  # noqa: E731
-    eventually(bound, within=10, what="the new bound")
+    eventually(bound, what="the new bound")
     mounted.read(blob)
     active = lambda: mounted.show("ActiveState") == "active"  # noqa: E731
-    eventually(active, within=10, what="it has reloaded")
+    eventually(active, what="it has reloaded")
     assert mounted.pid == before
     assert mounted.types() == ["fuse.cafsfs"]
     said = mounted.machine.journal(mounted.unit)

@@ -54,6 +54,6 @@ def test_killed_it_is_back(user: Machine, blob: Blob) -> None:
     manage(user, "start", UNIT).ok()
     before = pid(user)
     user.kill(before, signal.SIGKILL)
-    eventually(lambda: pid(user) not in {0, before}, within=10, what="another daemon")
+    eventually(lambda: pid(user) not in {0, before}, what="another daemon")
     reads = lambda: user.as_user("cat", f"{POINT}/{blob.hash}").out == blob.content  # noqa: E731
-    eventually(reads, within=10, what="it reads")
+    eventually(reads, what="it reads")
