@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -99,24 +99,51 @@ def _descriptors() -> dict[str, str]:
 
 @pytest.fixture
 def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
-    """A clock that skips what nobody uses: a deadline of an hour costs a few hundredths.
+    """A clock that skips what nobody uses: a deadline of an hour costs nothing, or ``_SILENCE``.
 
-    For real sockets, and for real threads: it stands while one is at work, however long that takes.
+    For real sockets: what was sent may be on its way, so before the first jump after a socket was
+    used there is silence. And for real threads: the clock stands while one is at work, however
+    long that takes, unless it waits for the event loop.
     """
-    clock = MockClock(autojump_threshold=_SILENCE)
-    in_thread = trio.to_thread.run_sync
-    working = 0
+    clock = MockClock(autojump_threshold=0)
+    working, spoke_at = 0, -math.inf
+    in_thread, from_thread = trio.to_thread.run_sync, trio.from_thread.run
+    sleep_time = clock.deadline_to_sleep_time
 
     async def watched(*args: Any, **options: Any) -> Any:
         nonlocal working
         working += 1
-        clock.autojump_threshold = math.inf
         try:
             return await in_thread(*args, **options)
         finally:
             working -= 1
-            if not working:
-                clock.autojump_threshold = _SILENCE
 
+    async def awaited(function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
+        nonlocal working
+        working -= 1
+        try:
+            return await function(*args)
+        finally:
+            working += 1
+
+    def asked(function: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
+        return from_thread(awaited, function, args, **options)
+
+    def used(sock: trio.socket.SocketType, name: str) -> Any:
+        nonlocal spoke_at
+        spoke_at = clock.current_time()
+        return object.__getattribute__(sock, name)
+
+    def timeout(deadline: float) -> float:
+        """What the event loop asks for each time before it waits."""
+        if working:
+            clock.autojump_threshold = math.inf
+        else:
+            clock.autojump_threshold = _SILENCE if spoke_at == clock.current_time() else 0
+        return sleep_time(deadline)
+
+    monkeypatch.setattr(trio.socket.SocketType, "__getattribute__", used)
     monkeypatch.setattr(trio.to_thread, "run_sync", watched)
+    monkeypatch.setattr(trio.from_thread, "run", asked)
+    monkeypatch.setattr(clock, "deadline_to_sleep_time", timeout)
     return clock

@@ -76,7 +76,7 @@ async def elapsed(store: ContentStore, pulls: int = 1) -> float:
 
 
 async def test_a_batch_goes_at_the_rate_of_all_its_blobs_together(
-    autojump_clock: MockClock,
+    jumping_clock: MockClock,
 ) -> None:
     contents = [content_of(1000, variant) for variant in range(1, 11)]
     store = PacingStore(Threaded(*contents), rate=1000)
@@ -87,35 +87,35 @@ async def test_a_batch_goes_at_the_rate_of_all_its_blobs_together(
     assert [each.destination.content for each in wanted] == contents  # type: ignore[attr-defined]
 
 
-async def test_a_pull_goes_at_the_rate(autojump_clock: MockClock) -> None:
+async def test_a_pull_goes_at_the_rate(jumping_clock: MockClock) -> None:
     """But the first piece passes at once, and a quarter of a second was saved up."""
     store = PacingStore(upstream(), rate=1000)
     assert await elapsed(store) == pytest.approx(9 - 0.25)
 
 
-async def test_several_pulls_share_the_rate(autojump_clock: MockClock) -> None:
+async def test_several_pulls_share_the_rate(jumping_clock: MockClock) -> None:
     store = PacingStore(upstream(), rate=1000)
     assert await elapsed(store, pulls=3) == pytest.approx(29 - 0.25, abs=0.01)
 
 
-async def test_pulls_one_after_the_other_share_it_too(autojump_clock: MockClock) -> None:
+async def test_pulls_one_after_the_other_share_it_too(jumping_clock: MockClock) -> None:
     store = PacingStore(upstream(), rate=1000)
     assert await elapsed(store) == pytest.approx(9 - 0.25)
     assert await elapsed(store) == pytest.approx(10)
 
 
-async def test_no_more_than_a_quarter_second_is_saved_up(autojump_clock: MockClock) -> None:
+async def test_no_more_than_a_quarter_second_is_saved_up(jumping_clock: MockClock) -> None:
     store = PacingStore(upstream(step=50), rate=1000)
     await trio.sleep(1000)
     assert await elapsed(store) == pytest.approx(10 - 0.05 - 0.25)
 
 
-async def test_a_piece_above_the_burst_passes(autojump_clock: MockClock) -> None:
+async def test_a_piece_above_the_burst_passes(jumping_clock: MockClock) -> None:
     assert await elapsed(PacingStore(upstream(step=10_000), rate=1)) == 0
 
 
 async def test_short_waits_are_put_off_but_not_forgotten(
-    autojump_clock: MockClock, hops: Hops
+    jumping_clock: MockClock, hops: Hops
 ) -> None:
     """Pieces of 4 ms: every third one waits, for all three."""
     store = PacingStore(upstream(step=40), rate=10_000)
@@ -125,7 +125,7 @@ async def test_short_waits_are_put_off_but_not_forgotten(
 
 @pytest.mark.parametrize("rate", [None, 1e12])
 async def test_where_there_is_nothing_to_wait_for_there_is_no_hop(
-    autojump_clock: MockClock, hops: Hops, rate: float | None
+    jumping_clock: MockClock, hops: Hops, rate: float | None
 ) -> None:
     assert await elapsed(PacingStore(upstream(), rate=rate), pulls=4) == 0
     assert hops.count == 0
@@ -150,7 +150,7 @@ async def test_on_a_real_clock() -> None:
 
 
 async def test_each_piece_waits_while_there_is_somebody_to_give_way_to(
-    autojump_clock: MockClock,
+    jumping_clock: MockClock,
 ) -> None:
     """A second at most: it goes on slowly."""
     asked: set[Digest] = set()
@@ -163,7 +163,7 @@ async def test_each_piece_waits_while_there_is_somebody_to_give_way_to(
     assert asked == {DIGEST}
 
 
-async def test_small_blobs_of_a_batch_stand_back_together(autojump_clock: MockClock) -> None:
+async def test_small_blobs_of_a_batch_stand_back_together(jumping_clock: MockClock) -> None:
     """Once for 256 KiB: who waits for the last of them does not wait a second for each."""
     contents = [content_of(64 << 10, variant) for variant in range(1, 10)]
     store = PacingStore(Threaded(*contents), give_way=lambda _: True)
@@ -173,7 +173,7 @@ async def test_small_blobs_of_a_batch_stand_back_together(autojump_clock: MockCl
     assert trio.current_time() - began == pytest.approx(3)
 
 
-async def test_large_blobs_of_a_batch_stand_back_for_each_piece(autojump_clock: MockClock) -> None:
+async def test_large_blobs_of_a_batch_stand_back_for_each_piece(jumping_clock: MockClock) -> None:
     content = content_of(1 << 20)
     store = PacingStore(Threaded(content, step=512 << 10), give_way=lambda _: True)
     began = trio.current_time()
@@ -181,20 +181,20 @@ async def test_large_blobs_of_a_batch_stand_back_for_each_piece(autojump_clock: 
     assert trio.current_time() - began == pytest.approx(2)
 
 
-async def test_it_goes_on_as_soon_as_it_may(autojump_clock: MockClock) -> None:
+async def test_it_goes_on_as_soon_as_it_may(jumping_clock: MockClock) -> None:
     until = trio.current_time() + 3.12
     clock = trio.lowlevel.current_clock()
     store = PacingStore(upstream(), give_way=lambda _: clock.current_time() < until)
     assert await elapsed(store) == pytest.approx(3.15, abs=0.001)
 
 
-async def test_who_is_waited_for_gives_no_way(autojump_clock: MockClock, hops: Hops) -> None:
+async def test_who_is_waited_for_gives_no_way(jumping_clock: MockClock, hops: Hops) -> None:
     store = PacingStore(upstream(), give_way=lambda digest: digest != DIGEST)
     assert await elapsed(store) == 0
     assert hops.count == 0
 
 
-async def test_giving_way_and_the_rate_do_not_add_up(autojump_clock: MockClock) -> None:
+async def test_giving_way_and_the_rate_do_not_add_up(jumping_clock: MockClock) -> None:
     store = PacingStore(upstream(), rate=1000, give_way=lambda _: True)
     assert 10 <= await elapsed(store) < 10.01
 
@@ -229,7 +229,7 @@ async def test_the_error_of_a_sink_passes_as_it_is() -> None:
     assert caught.value is full.error
 
 
-async def test_all_else_passes_through(autojump_clock: MockClock) -> None:
+async def test_all_else_passes_through(jumping_clock: MockClock) -> None:
     below = upstream()
     store = PacingStore(below, rate=1, give_way=lambda _: True)
     began = trio.current_time()

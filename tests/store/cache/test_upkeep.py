@@ -733,8 +733,6 @@ async def test_whatever_fails_is_tried_again(
         return await round_(upkeep)
 
     monkeypatch.setattr(Upkeep, "round", fail)
-    # Or the walk over the files pauses 256 times, and each time the clock waits before it jumps.
-    monkeypatch.setattr(upkeep_module, "_SHARE", 1.0)
     async with open_disk_cache(tmp_path, bounds=Bounds(size=Amount(10))) as cache:
         for each in range(1, 4):
             await put(cache, content_of(10, each))
