@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import settings
 from trio.testing import MockClock
 
 # The tests start cafsfs a thousand times, and to compile it takes half of each start: it is kept,
@@ -24,6 +25,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 for _name in ("http_proxy", "https_proxy", "all_proxy"):
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
+
+# What `make check` takes: a fifth of the examples, where a test does not say how many it needs.
+settings.register_profile("gate", max_examples=20)
 
 # Real seconds of silence before the clock jumps: what a loopback packet may take on a busy machine.
 _SILENCE = 0.03

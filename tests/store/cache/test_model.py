@@ -338,7 +338,7 @@ def test_as_the_model(expect_log: Callable[[str], None]) -> None:
     expect_log("WARNING cafsfs.store.cache.database: .*")
     run_state_machine_as_test(
         CacheMachine,
-        settings=settings(deadline=None, max_examples=100, stateful_step_count=40),
+        settings=settings(deadline=None, stateful_step_count=40),
     )
     _show_what_is_logged()
 
