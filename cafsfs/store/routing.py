@@ -533,7 +533,8 @@ class _Race(Generic[T]):
     async def run(self) -> tuple[Place, T] | None:
         """The first answer; None if there is none: see ``failure`` and ``absent``."""
         late = self._router.hedging.begin()
-        stalled = False  # for as long as a large blob does before it is left
+        stalled = math.isinf(late)  # what ends then is what a large blob has before it is left
+        late = _STALLED if stalled else late
         while self._waiting or self._running:
             if not self._running:
                 self._start()

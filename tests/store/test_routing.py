@@ -412,6 +412,19 @@ async def test_a_small_blob_is_pulled_twice_when_the_first_is_late(
     assert slow.cancelled == 1
 
 
+async def test_who_has_measured_nothing_yet_waits_for_the_first_five_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    """It asked nobody else before the first gave up: 30 s after a server had begun to stall."""
+    slow, quick = Slow(100), Slow(0.01)
+    store = routed(slow, quick, sites=[Site(name=str(each), priority=each) for each in range(2)])
+    for ask in (store.stat(DIGEST), pull(store, DIGEST)):
+        began = trio.current_time()
+        await ask
+        assert trio.current_time() - began == pytest.approx(5.01)
+    assert slow.cancelled == 2
+
+
 async def test_what_is_small_only_as_it_is_packed_is_not_kept_in_memory() -> None:
     """256 KiB may unpack to gigabytes."""
     content = bytes(9 * MIB)
