@@ -78,7 +78,7 @@ man: ## the man pages, into build/man
 	@mkdir -p build/man
 	@for page in cafsfs.1 mount.cafsfs.8; do \
 	$(bin)/python -m cafsfs.cli.manual $$page >build/man/$$page.rst && \
-	$(bin)/python -m docutils --report=2 --halt=2 --writer=manpage build/man/$$page.rst build/man/$$page || exit; \
+	$(bin)/python -m docutils --report=2 --halt=2 --syntax-highlight=none --writer=manpage build/man/$$page.rst build/man/$$page || exit; \
 	done; rm build/man/*.rst
 
 completion: ## completion for bash, zsh and fish, into build/completion

@@ -28,11 +28,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def make(name: str, directory: Path) -> Path:
+    """As `make install` does in a fresh checkout, which has no Pygments."""
     source, page = directory / f"{name}.rst", directory / name
     source.write_text(PAGES[name]())
-    command = [sys.executable, "-m", "docutils", "--report=2", "--halt=2", "--writer=manpage"]
+    (directory / "pygments.py").write_text("raise ImportError")
+    makefile = (REPOSITORY / "Makefile").read_text()
+    options = re.findall(r"-m docutils (.*) build/man/\S+ build", makefile)[0].split()
     done = subprocess.run(
-        [*command, str(source), str(page)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "docutils", *options, str(source), str(page)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(directory)},
     )
     assert (done.returncode, done.stderr) == (0, "")
     return page
