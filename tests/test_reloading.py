@@ -185,6 +185,41 @@ async def test_lookups_that_were_hurried_stay_so(bench: Bench) -> None:
     assert bench.filesystem._lookup_deadline == 1
 
 
+@pytest.mark.parametrize(("new", "set_"), [("error", ["info", "error"]), ("debug", ["debug"] * 2)])
+async def test_what_is_told_of_a_reload_is_heard(
+    bench: Bench, level: list[str], new: str, set_: list[str]
+) -> None:
+    """Though the log is to be quieter from now on."""
+    bench.now = plan(log_level=new)
+    await bench.reloading.reload()
+    assert level == set_
+
+
+async def test_the_log_is_opened_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[bool] = []
+    monkeypatch.setattr("cafsfs.reloading.reopen_files", lambda: opened.append(True))
+    await bench.reloading.reload()
+    assert opened == [True]
+
+
+async def test_a_secret_is_read_again_though_its_file_has_the_same_name(bench: Bench) -> None:
+    bench.now = plan(secret_file=Path("/etc/cafsfs/secret"))
+    for _ in range(2):
+        await bench.reloading.reload()
+    assert len(bench.renewed) == 2
+
+
+async def test_what_was_refused_is_not_asked_for_again(
+    bench: Bench, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("WARNING cafsfs.reloading: reloaded: uid stays as it was until it is mounted anew")
+    bench.now = plan(uid=7)
+    await bench.reloading.command({"options": {"uid": "7", "log_level": "info"}})
+    bench.now = plan()
+    await bench.reloading.reload()
+    assert bench.asked[-1] == {"log_level": "info"}
+
+
 async def test_servers_that_stay_keep_their_connections(bench: Bench) -> None:
     bench.now = plan(cache_size=parse_amount("7M"), memory=1 << 20, finish_pulls=True)
     await bench.reloading.reload()
