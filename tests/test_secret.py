@@ -16,6 +16,7 @@ import pytest
 
 from cafsfs.errors import UsageError
 from cafsfs.secret import CREDENTIAL, Secret, find_secret, read_secret
+from tests.cli.guides import documented
 
 VALUE = b"0123456789abcdefSECRET"
 
@@ -82,6 +83,7 @@ def test_what_others_have_rights_to_is_refused(tmp_path: Path, mode: int) -> Non
     path = held(tmp_path / "se cret", mode=mode)
     with pytest.raises(UsageError, match=f"rights to the secret `.*` .mode {mode:04o}") as caught:
         read_secret(path)
+    assert documented("have rights to the secret").search(str(caught.value))
     hint = caught.value.hint
     assert hint == f"take them away: chmod 600 '{path}'"
     subprocess.run(hint.partition(": ")[2], shell=True, check=True)

@@ -13,7 +13,6 @@ GUIDES = REPOSITORY / "cafsfs" / "guide"
 
 _NOTE = re.compile(r"^ *\.\. (test|origin): (.+)$", re.MULTILINE)
 _LOG_LINE = re.compile(r"[A-Z]+ (?P<logger>cafsfs\.[\w.]+): (?P<message>.+)")
-_TELLING = 10  # characters of its own that a text of the source has, or it would match anything
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,6 @@ class Entry:
     body: str
     tests: tuple[str, ...]
     origin: str
-
-    @property
-    def message(self) -> str:
-        """The term without what a log puts before it."""
-        found = _LOG_LINE.fullmatch(self.term)
-        return found["message"] if found else self.term
 
     @property
     def module(self) -> str | None:
@@ -50,41 +43,66 @@ def entries(guide: Path) -> list[Entry]:
     return made
 
 
+# What the guide takes for an example, and what may stand in its place.
+_EXAMPLES = {
+    r"cafs://cafs1/data": r"\w+://\S+?",
+    r"/(?:mnt|srv|var|etc/cafsfs)[\w/]*": r"/[^`\n]*?",
+    r"(?:cafs1|127\.0\.0\.1|0\.0\.0\.0):2403": r"[\w.]+:\d+",
+    r"cafs1": r"[\w.]+",
+    r"6f0adf48|0b8bfb15": r"[0-9a-f]{64}",
+    r"1000|4000|0644": r"\d+",
+}
+
+
 @cache
-def templates() -> list[tuple[str, re.Pattern[str]]]:
-    """Each text in the source, with its module: what is formatted into it may be anything."""
-    found = []
-    for path in sorted((REPOSITORY / "cafsfs").rglob("*.py")):
-        module = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
-        for node in ast.walk(ast.parse(path.read_text())):
-            parts = _parts(node)
-            if parts and sum(len(re.sub(r"%\S+", "", each)) for each in parts) >= _TELLING:
-                pattern = ".+".join(re.sub(r"%[a-z]", ".+", re.escape(each)) for each in parts)
-                found.append((module, re.compile(pattern)))
-    return found
+def entry_of(words: str) -> Entry:
+    """The one message of the troubleshooting guide that is, or else has, these words."""
+    known = {each.term: each for each in entries(GUIDES / "troubleshooting.rst")}
+    (term,) = [words] if words in known else [each for each in known if words in each]
+    return known[term]
 
 
-def _parts(node: ast.AST) -> list[str]:
-    """The constant parts of a text; what stands between them is formatted in."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return [node.value]
-    if not isinstance(node, ast.JoinedStr):
-        return []
-    parts = [""]
-    for each in node.values:
-        if isinstance(each, ast.Constant):
-            parts[-1] += str(each.value)
-        else:
-            parts.append("")
-    return parts
+def documented(words: str) -> re.Pattern[str]:
+    """Finds that message in a log, or in what a program says: the whole line, as in the guide.
+
+    A test that the guide names asserts it, so that the guide says what users will see.
+    """
+    entry = entry_of(words)
+    term = entry.term
+    pattern, at = "", 0
+    for found in re.finditer("|".join(f"({each})" for each in _EXAMPLES), term):
+        assert found.lastindex is not None
+        pattern += re.escape(term[at : found.start()])
+        pattern += list(_EXAMPLES.values())[found.lastindex - 1]
+        at = found.end()
+    pattern += re.escape(term[at:])
+    before = r"(?:[\d-]+ [\d:,]+ )?" if entry.module else "(?:error: )?"
+    if entry.origin == "kernel":
+        before = ".+: "  # a program says of what
+    return re.compile(f"(?m)^{before}{pattern}$")
 
 
-def stands_in_the_source(entry: Entry) -> bool:
-    """Does a module make this message (the module that the line names, if it names one)?"""
-    return any(
-        pattern.fullmatch(entry.message) and entry.module in {None, module}
-        for module, pattern in templates()
-    )
+_PROVING = {"expect_log", "logged"}  # who fails without the pattern that they are given
+
+
+def proven_by(test: str) -> set[str]:
+    """The words of the messages that a test asserts."""
+    file, name = test.split("::")
+    words = set()
+    for function in ast.parse((REPOSITORY / file).read_text()).body:
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and function.name == name:
+            for node in ast.walk(function):
+                if isinstance(node, ast.Assert) or _is_call(node, _PROVING):
+                    words |= {
+                        ast.literal_eval(call.args[0])
+                        for call in ast.walk(node)
+                        if isinstance(call, ast.Call) and _is_call(call, {"documented"})
+                    }
+    return words
+
+
+def _is_call(node: ast.AST, names: set[str]) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names
 
 
 @cache
@@ -113,12 +131,3 @@ def source_of(test: str) -> str:
             reached[each] = pieces[each]
             left += re.findall(r"\w+", pieces[each])
     return "\n".join(reached.values())
-
-
-def shares_words(message: str, source: str) -> bool:
-    """Does a source speak of a message: three words of it in a row, or all if they are fewer?"""
-    words = re.findall(r"[\w']+", message)
-    count = min(3, len(words))
-    text = " ".join(re.findall(r"[\w']+", source))
-    runs = (" ".join(words[at : at + count]) for at in range(len(words) - count + 1))
-    return any(run in text for run in runs)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cafsfs.cli.app import invoke
+from tests.cli.guides import documented
 from tests.cli.running import ABSENT, Done, Serving, run
 
 URI = "cafs://127.0.0.1:1/data"
@@ -148,3 +149,8 @@ def test_no_command_at_all_is_shown_what_there_is() -> None:
         assert done.code == 2
         assert "Commands:" in done.err
         assert done.out == b""
+
+
+def test_who_does_not_listen_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["get", "cafs://127.0.0.1:1/data", HASH]) == 1
+    assert documented("cannot connect to 127.0.0.1").search(capfd.readouterr().err)

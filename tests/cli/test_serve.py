@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.guides import documented
 from tests.cli.running import ABSENT, Serving, end, environment, run, start
 
 pytestmark = pytest.mark.process
@@ -63,6 +64,7 @@ def test_a_port_in_use_is_said(store: Path) -> None:
         done = run("serve", store, "--listen", address)
     assert done.code == 1
     assert done.complaint() == f"cannot listen on {address}: Address already in use"
+    assert documented("cannot listen on").search(done.complaint())
     assert "--listen" in done.hint()
 
 
@@ -73,6 +75,7 @@ def test_a_directory_is_needed(tmp_path: Path, kind: str) -> None:
     done = run("serve", "store", "--listen", "127.0.0.1:0", cwd=tmp_path)
     assert done.code == 1
     assert done.complaint() == f"`{tmp_path}/store` is not a directory"
+    assert documented("is not a directory").search(done.complaint())
     assert "mkdir -p" in done.hint()
 
 

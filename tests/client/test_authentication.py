@@ -36,6 +36,7 @@ from cafsfs.store.memory import MemoryBody
 from cafsfs.wire import Ciphers, Handshake, Hello, Role
 from cafsfs.wire.handshake import page_at
 from tests.bad_server import pack
+from tests.cli.guides import documented
 from tests.server.stand import digest_of, serving
 
 VALUE = b"0123456789abcdefSECRET"
@@ -198,6 +199,7 @@ async def test_another_secret(tmp_path: Path) -> None:
     async with serving(tmp_path, gate=Gate(secret=OTHER)) as stand:
         error = await refused(stand.port)
     assert str(error) == f"127.0.0.1:{stand.port} has another secret than we have"
+    assert documented("has another secret").search(str(error))
     assert "--secret-file" in str(error.hint)
 
 
@@ -212,7 +214,7 @@ async def test_a_page_that_the_server_does_not_take(
         began = trio.current_time()
         error = await refused(stand.port)
         assert trio.current_time() - began == pytest.approx(2, abs=0.5)
-    assert "closed without a word when it heard the time" in str(error)
+    assert documented("closed without a word").search(str(error))
     assert "clock" in str(error.hint)
 
 
@@ -220,14 +222,13 @@ async def test_a_clock_that_is_off(tmp_path: Path) -> None:
     gate = Gate(secret=SECRET, now=lambda: time.time() + 700)
     async with serving(tmp_path, gate=gate) as stand:
         error = await refused(stand.port)
-    assert str(error).startswith("our clock and that of 127.0.0.1")
-    assert "more than 10 minutes apart" in str(error)
+    assert documented("our clock and that of").search(str(error))
 
 
 async def test_no_secret_for_a_server_that_demands_it(tmp_path: Path) -> None:
     async with serving(tmp_path, gate=Gate(secret=SECRET)) as stand:
         error = await refused(stand.port, WITHOUT)
-    assert "demands authentication, and we have no secret" in str(error)
+    assert documented("demands authentication").search(str(error))
     assert "--secret-file FILE" in str(error.hint)
 
 
@@ -236,7 +237,7 @@ async def test_authentication_is_required_and_not_offered(tmp_path: Path) -> Non
         error = await refused(stand.port, REQUIRED)
         # Not one word was said to it, nor the name of the root.
         await trio.testing.wait_all_tasks_blocked(0.02)
-    assert "offers no authentication" in str(error)
+    assert documented("offers no authentication").search(str(error))
 
 
 def test_authentication_cannot_be_required_without_a_secret() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_server import BadServerProcess, Fault, Phase
+from tests.cli.guides import documented
 from tests.fuse.conftest import Mounting, cached_file, drop_pages
 from tests.fuse.mounted import clear_mount, learn_size
 from tests.fuse.processes import Process, attempt, cafsfs, eventually, run
@@ -200,6 +201,7 @@ def test_a_cache_that_others_can_write_to_is_refused(
     done = cafsfs("mount", "--cache-dir", scratch / "cache", uri, scratch / "mnt")
     assert done.code == 1
     assert f"others can write to the cache `{loose}`" in done.err
+    assert documented("others can write to the cache").search(done.err)
     assert f"hint: keep them out: chmod go-w {loose}" in done.err
     assert loose.stat().st_mode & 0o7777 == mode
 
@@ -213,3 +215,4 @@ def test_a_cache_of_another_user_is_refused(server: BadServerProcess, scratch: P
     done = cafsfs("mount", "--cache-dir", scratch / "cache", uri, scratch / "mnt")
     assert done.code == 1
     assert f"the cache `{scratch / 'cache'}` belongs to user 65534" in done.err
+    assert documented("who decides what is read from it").search(done.err)

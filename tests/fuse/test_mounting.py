@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_server import BadServerProcess
+from tests.cli.guides import documented
 from tests.fuse.conftest import Mounting
 from tests.fuse.mounted import FSTYPE, clear_mount, mount_lines
 from tests.fuse.processes import (
@@ -217,7 +218,7 @@ def test_mount_options_of_the_kernel_are_passed_on(background: Background) -> No
 def test_an_unknown_option_is_a_usage_error_with_a_hint(background: Background) -> None:
     done = background.mount("-o", "alow_other")
     assert done.code == 2
-    assert "`alow_other` is not an option (-o)" in done.err
+    assert documented("is not an option (-o)").search(done.err)
     assert "hint: did you mean `allow-other`?" in done.err
 
 
@@ -268,13 +269,17 @@ def failed(done: Finished, code: int, *said: str) -> None:
 
 def test_a_mount_point_that_is_missing(background: Background) -> None:
     background.point.rmdir()
-    failed(background.mount(), 1, "there is no such directory", f"mkdir {background.point}")
+    done = background.mount()
+    failed(done, 1, f"mkdir {background.point}")
+    assert documented("there is no such directory").search(done.err)
     background.point.mkdir()
 
 
 def test_a_mount_point_that_is_not_empty(background: Background) -> None:
     (background.point / "file").touch()
-    failed(background.mount(), 1, "directory is not empty", "hint: pass `--nonempty`")
+    done = background.mount()
+    failed(done, 1, "hint: pass `--nonempty`")
+    assert documented("directory is not empty").search(done.err)
 
 
 def test_a_mount_point_that_is_a_file(background: Background) -> None:
@@ -286,7 +291,9 @@ def test_a_mount_point_that_is_a_file(background: Background) -> None:
 def test_a_mount_point_that_is_a_mount_of_ours(background: Background) -> None:
     background.mount().ok()
     hint = f"hint: unmount it first: cafsfs unmount {background.point}"
-    failed(background.mount(), 1, f"`{background.uri}` is mounted there", hint)
+    done = background.mount()
+    failed(done, 1, f"`{background.uri}` is mounted there", hint)
+    assert documented("is mounted there").search(done.err)
 
 
 def test_a_mount_point_below_a_file(background: Background) -> None:
@@ -297,6 +304,7 @@ def test_a_mount_point_below_a_file(background: Background) -> None:
 def test_a_file_uri_without_a_root(background: Background, foreground: list[str]) -> None:
     done = background.mount(*foreground, uri=f"file://{background.point.parent}/none")
     failed(done, 1, f"there is no root `{background.point.parent}/none`", "hint: make it: mkdir -p")
+    assert documented("there is no root").search(done.err)
     assert not background.is_mounted()
 
 
@@ -310,6 +318,7 @@ def test_a_cache_that_cannot_be_written(background: Background, foreground: list
 def test_fusermount3_that_is_not_installed(background: Background, foreground: list[str]) -> None:
     done = run(*CAFSFS, *background.arguments(*foreground), env={"PATH": "/nowhere"})
     failed(done, 1, "fusermount3 is not installed", "hint: install it: apt-get install fuse3")
+    assert documented("fusermount3 is not installed").search(done.err)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +335,11 @@ def test_fusermount3_that_is_not_installed(background: Background, foreground: l
 )
 def test_a_uri_that_is_none(background: Background, uri: str, said: str) -> None:
     failed(background.mount(uri=uri), 2, said)
+
+
+def test_a_value_that_is_none_is_named_with_its_place(background: Background) -> None:
+    done = background.mount(uri="cafs://127.0.0.1/data?cache-size=much")
+    assert documented("is no value for --cache-size").search(done.err)
 
 
 def test_a_kernel_that_refuses_is_quoted(background: Background, scratch: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.guides import documented
 from tests.fuse.conftest import Mounting, drop_pages
 from tests.fuse.mounted import Mounted
 from tests.fuse.processes import CAFSFS, LEASHED, Process, attempt, eventually, run
@@ -135,6 +136,8 @@ def test_a_mount_comes_up_and_serves_what_is_cached(
         assert listed == sorted(each.hash for each in some[:3])
         assert attempt("open(a[0], 'rb').read(1)", mount.path(some[3])) in NOT_ENOENT
         eventually(lambda: servers(mount)["state"] == "offline", what="offline")
+        if place == "nothing":
+            mount.logged(documented("failing at once until").pattern)
         fails_fast(mount, some[3:])
         check_state(mount, address)
         read_all(mount, some[:3])
@@ -204,6 +207,7 @@ def test_one_of_two_servers_is_enough(
     mount = mounting(uri=f"cafs://127.0.0.1:{address.port},127.0.0.1:{other.port}/data")
     mount.announce("WARNING .*")
     assert attempt("os.stat(a[0])", mount.path(some[0])) in NOT_ENOENT
+    mount.logged(documented("is down, the others are asked").pattern)
     with other.server():
         eventually(lambda: servers(mount)["state"] == "online", what="online")
         read_all(mount, some)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_server import BadServerProcess
+from tests.cli.guides import documented
 from tests.fuse.conftest import Mounting
 from tests.fuse.mounted import Mounted
 from tests.fuse.processes import CAFSFS, attempt, cafsfs, eventually, forget_names, run
@@ -97,7 +98,7 @@ def test_an_absent_blob_is_no_such_file_and_remembered_for_a_while(
     mount: Mounted, server: BadServerProcess
 ) -> None:
     path = mount.point / ("0" * 64)
-    assert attempt("os.stat(a[0])", path) == "ENOENT"
+    assert documented("No such file").search(run("stat", path).err)
     before = server.counts()["commands"]
     assert attempt("open(a[0])", path) == "ENOENT"
     assert server.counts()["commands"] == before

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.bad_server import BadServerProcess
+from tests.cli.guides import documented
 from tests.fuse.conftest import Mounting
 from tests.fuse.mounted import Mounted
 from tests.fuse.processes import attempt, attempting, eventually, outcome, run
@@ -52,7 +53,7 @@ def test_the_mount_works_without(mount: Mounted, blob: Blob) -> None:
 
 
 def test_the_log_and_stats_json_say_so(mount: Mounted) -> None:
-    mount.logged("mounted without; lookups run one at a time and wait 1 s at most")
+    mount.logged(documented("the kernel does not offer parallel lookups").pattern)
     assert mount.stats()["kernel"]["parallel_lookups"] is False
 
 

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from cafsfs.errors import StoreError
 from cafsfs.server import CafsServer, Limits
 from tests.bad_server import pack
+from tests.cli.guides import documented
 from tests.packing.samples import zstd_bomb
 from tests.server.stand import (
     GREETING,
@@ -38,7 +39,7 @@ ENDLESS = bytes(48 << 20)  # more than the buffers of both sides hold
 async def test_one_connection_too_many_is_closed_at_once(
     tmp_path: Path, expect_log: Callable[[str], None]
 ) -> None:
-    expect_log("WARNING cafsfs.server.listener: refused a connection: 2 are open")
+    expect_log(documented("refused a connection").pattern)
     limits = Limits(connections=2)
     async with serving(tmp_path, limits=limits) as stand, await stand.greeted() as first:
         async with await stand.greeted(), await stand.connect() as third:

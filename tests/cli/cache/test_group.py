@@ -10,6 +10,7 @@ import pytest
 
 from cafsfs.digest import Digest
 from tests.cli.caches import ONE, Cache, lines
+from tests.cli.guides import documented
 from tests.cli.running import ABSENT, PATIENCE, Serving, start
 from tests.store.tmpfs import small_tmpfs
 
@@ -28,6 +29,7 @@ def test_no_command_makes_a_cache(cache: Cache, words: list[Any]) -> None:
     done = cache.run(*words)
     assert done.code == 1
     assert done.complaint() == f"there is no cache in `{cache.directory}`"
+    assert documented("there is no cache").search(done.complaint())
     assert done.hint() == "name it with --cache-dir"
     assert not cache.directory.exists()
 
