@@ -17,7 +17,7 @@ import click
 from cafsfs.cli.completing import complete_mount
 from cafsfs.cli.talk import emit
 from cafsfs.config.layers import environment_layer, resolve, toml_layers
-from cafsfs.config.options import ServeOptions, StoreOptions
+from cafsfs.config.options import StoreOptions
 from cafsfs.doctor.apart import run_apart
 from cafsfs.doctor.evidence import gathered, pieces_of, said_by
 from cafsfs.errors import MountError, StoreError, UsageError
@@ -94,16 +94,14 @@ def _by_commands(mountpoint: str | None, config: Path | None) -> dict[str, Calla
 
 
 def _secrets(config: Path | None) -> tuple[bytes, ...]:
-    """What stands in the files of secrets; in no report, wherever it may have come from."""
-    files: list[Path | None] = []
-    with suppress(UsageError):  # the report tells that the configuration is wrong
-        found = [environment_layer(os.environ), *toml_layers(config)]
-        files = [resolve(StoreOptions, found).secret_file, resolve(ServeOptions, found).secret_file]
-    secrets = []
-    for each in filter(None, files):
-        with suppress(OSError), each.open("rb") as file:
-            secrets.append(file.read(_LONGEST_SECRET).removesuffix(b"\n"))
-    return tuple(each for each in secrets if each)
+    """What stands in the file of the secret, if one is configured; no report shows it."""
+    with suppress(UsageError, OSError):  # the report tells that the configuration is wrong
+        layers = [environment_layer(os.environ), *toml_layers(config)]
+        if path := resolve(StoreOptions, layers).secret_file:
+            with path.open("rb") as file:
+                secret = file.read(_LONGEST_SECRET).removesuffix(b"\n")
+            return (secret,) if secret else ()
+    return ()
 
 
 def _write(path: Path, files: Mapping[str, bytes]) -> None:

@@ -58,7 +58,10 @@ def look_at_helper(case: Case) -> Iterator[Finding]:
 
 
 def look_at_units(case: Case) -> Iterator[Finding]:
-    """Each mount or server that is configured in /etc/cafsfs has its unit, and that is enabled."""
+    """Each mount or server that is configured in /etc/cafsfs has its unit, and that is enabled.
+
+    Or its socket is, by which systemd starts it.
+    """
     for path in sorted(case.file("/etc/cafsfs").glob("*.toml")):
         try:
             keys = tomllib.loads(path.read_text()).keys()
@@ -80,7 +83,7 @@ def _look_at_unit(case: Case, name: str, instance: str) -> Iterator[Finding]:
             f"/etc/cafsfs/{instance}.toml is there, and {name}@.service is not installed",
             "as root, in the source of cafsfs: make install",
         )
-    elif not any(True for each in places for _ in each.glob(f"*.wants/{unit}")):
+    elif not any(True for each in places for _ in each.glob(f"*.wants/{name}@{instance}.*")):
         yield advice(f"{unit} does not start at boot", f"as root: systemctl enable --now {unit}")
     else:
         yield fine(f"{unit} starts at boot")

@@ -74,6 +74,8 @@ def test_a_topic_that_is_none() -> None:
     done = run("help", "quikstart")
     assert (done.code, done.complaint()) == (2, "there is no guide or command `quikstart`")
     assert done.hint() == "did you mean `quickstart`?"
+    done = run("help", "quickstart", "more")
+    assert (done.code, done.complaint()) == (2, "there is no guide or command `quickstart more`")
 
 
 @pytest.mark.process

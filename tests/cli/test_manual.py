@@ -82,6 +82,7 @@ def test_cafsfs_tells_every_command_and_option(pages: dict[str, str]) -> None:
         assert re.search(rf"^ +{flag(name)}\b", text, re.MULTILINE), name
     for topic in TOPICS:
         assert f"cafsfs help {topic}" in text
+    assert "--background-child" not in pages["cafsfs.1"]  # which is ours alone
 
 
 def test_mount_cafsfs_tells_what_fstab_takes(pages: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_the_fix_of_a_mount_is_for_a_shell(state: State, case: CaseMaker) -> Non
     assert [words[:2], words[-1]] == [["cafsfs", "unmount"], "/mnt/my blobs"]
 
 
+@pytest.mark.parametrize(
+    ("waiting", "verdict"), [(None, Verdict.ADVICE), (0, Verdict.ADVICE), (1, Verdict.BROKEN)]
+)
+def test_a_silent_mount_of_another_is_bad_if_somebody_waits(
+    waiting: int | None, verdict: Verdict, case: CaseMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = replace(MOUNT, state=State.SILENT, waiting=waiting, pid=7)
+    monkeypatch.setattr(neighbours, "find_ours", lambda: [mount])
+    assert only(neighbours.look_at_mounts, case())[0] is verdict
+    assert only(neighbours.look_at_mounts, case(mount=mount))[0] is Verdict.BROKEN
+
+
 def test_without_updatedb_nothing_is_said(case: CaseMaker) -> None:
     assert seen(neighbours.look_at_updatedb, case()) == []
 
@@ -87,10 +100,16 @@ def test_units(key: str, template: str, case: CaseMaker, root: Path) -> None:
     verdict, text, fix = only(neighbours.look_at_units, case())
     assert text == f"{template}@data.service does not start at boot"
     assert fix == f"as root: systemctl enable --now {template}@data.service"
+    other = root / "etc/systemd/system/other"
+    other.mkdir(parents=True)
+    (other / f"{template}@data.service").touch()
+    assert only(neighbours.look_at_units, case())[1] == text
     wants = root / "etc/systemd/system/multi-user.target.wants"
-    wants.mkdir(parents=True)
-    (wants / f"{template}@data.service").symlink_to(system / f"{template}@.service")
-    assert only(neighbours.look_at_units, case())[0] is Verdict.FINE
+    wants.mkdir()
+    for kind in ("service", "socket"):
+        (wants / f"{template}@data.{kind}").symlink_to(system / f"{template}@.{kind}")
+        assert only(neighbours.look_at_units, case())[0] is Verdict.FINE
+        (wants / f"{template}@data.{kind}").unlink()
 
 
 def test_without_systemd_nothing_is_said_of_units(case: CaseMaker) -> None:

@@ -78,6 +78,15 @@ def test_ranges_are_untested_where_no_blob_is_known(server: Serving, case: CaseM
     assert "are untested" in text
 
 
+def test_a_blob_that_is_too_short_tells_nothing_of_ranges(
+    server: Serving, case: CaseMaker, tmp_path: Path
+) -> None:
+    digest = server.put(tmp_path, b"")
+    examined = case(uri=parse_uri(server.uri), cache=cached(tmp_path / "cache", digest))
+    _, (_, text, _) = seen(servers.look_at_servers, examined)
+    assert "are untested" in text
+
+
 def test_a_deployed_server_has_unsound_ranges(case: CaseMaker, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"content" * 1000)

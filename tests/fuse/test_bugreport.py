@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.bad_server import BadServerProcess
 from tests.fuse.conftest import Mounting
-from tests.fuse.processes import attempting, cafsfs
+from tests.fuse.processes import Process, attempting, cafsfs, eventually
+from tests.fuse.serving import BlobMaker
 
 pytestmark = pytest.mark.fuse
 
@@ -60,6 +62,19 @@ def test_all_there_is_to_know_and_no_secret(mounting: Mounting, scratch: Path) -
     whole = b"\0".join(files.values())
     for each in (SECRET, SECRET.encode().hex(), PASSWORD, TOKEN):
         assert each.encode() not in whole
+
+
+def test_no_content_of_a_blob_is_in_it(
+    mounting: Mounting, server: BadServerProcess, blobs: BlobMaker, scratch: Path
+) -> None:
+    blob = blobs.text(300_000)
+    server.put(blob.source)
+    mount = mounting()
+    with Process("tail", "-f", mount.path(blob)):
+        eventually(lambda: mount.stats()["filesystem"]["open_handles"], what="it is open")
+        files = report(scratch, mount.point)
+    mount.stop()
+    assert not any(blob.content[:40] in each for each in files.values())
 
 
 def test_a_hung_mount_is_reported_without_touching_it(mounting: Mounting, scratch: Path) -> None:

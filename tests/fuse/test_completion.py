@@ -27,3 +27,4 @@ def test_mounts_are_offered_though_one_hangs(mounting: Mounting) -> None:
         mount.daemon.signal(signal.SIGCONT)
         assert reader.ended(10)
     assert f"plain,{mount.point}" in offered.splitlines()
+    assert "plain,/proc" not in offered.splitlines()

@@ -73,6 +73,33 @@ def test_panels_have_titles_and_places_of_their_own() -> None:
     assert all("$mountpoint" in each for each in EXPRESSIONS)
 
 
+def shown_as(panel: dict[str, Any], target: dict[str, Any]) -> str:
+    """The unit in which a panel shows a target."""
+    fields = panel["fieldConfig"]
+    for each in fields["overrides"]:
+        if each["matcher"] == {"id": "byFrameRefID", "options": target["refId"]}:
+            return str(each["properties"][0]["value"])
+    return str(fields["defaults"]["unit"])
+
+
+def units_of(expression: str) -> set[str]:
+    """Those in which an expression can be shown, by the metric that it begins with."""
+    [name, *_] = [name for name, _ in selectors(expression)]
+    if " / " in expression or "processor_seconds" in name:
+        return {"percentunit"}
+    if "histogram_quantile" in expression or name.endswith("_seconds"):
+        return {"s"}
+    if "rate(" in expression:
+        return {"Bps"} if name.endswith("_bytes_total") else {"ops", "reqps"}
+    return {"bytes"} if name.endswith("_bytes") else {"none"}
+
+
+def test_units_of_panels_are_those_of_their_metrics() -> None:
+    for panel in PANELS:
+        for target in panel["targets"]:
+            assert shown_as(panel, target) in units_of(target["expr"]), target["expr"]
+
+
 @pytest.mark.process
 def test_the_command_prints_it() -> None:
     assert json.loads(run("dashboard").ok().text) == DASHBOARD

@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -21,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from trio.testing import MockClock
 
 from cafsfs.packing import hash_bytes
-from cafsfs.report import exposition
+from cafsfs.report import exposition, families
 from cafsfs.report.exposition import MetricsPage, serve_metrics, unit_of, write_textfile
 from cafsfs.report.families import (
     FAMILIES,
@@ -34,6 +35,7 @@ from cafsfs.report.families import (
     look,
 )
 from cafsfs.report.publishing import metrics_page
+from cafsfs.store.read_caching import InFlight
 from tests.report.conftest import ABOUT, Bench
 
 POINT = {"mountpoint": "/mnt/cafs"}
@@ -88,6 +90,35 @@ async def test_numbers_are_those_of_the_mount(page: MetricsPage, bench: Bench) -
     assert value(found["cafsfs_open_descriptors"]) >= 3
     assert value(found["cafsfs_resident_memory_bytes"]) > 1e6
     assert found[INFO].samples[0].labels["version"] == "1.2.3"
+
+
+async def test_the_process_is_told_of(page: MetricsPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = SimpleNamespace(ru_utime=1.5, ru_stime=2.0)
+    monkeypatch.setattr("cafsfs.report.families.resource.getrusage", lambda _: used)
+    found = await told(page)
+    assert value(found["cafsfs_processor_seconds"]) == 3.5
+    status = Path("/proc/self/status").read_text()
+    resident = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert resident
+    assert value(found["cafsfs_resident_memory_bytes"]) == pytest.approx(
+        int(resident[1]) << 10, rel=0.1
+    )
+
+
+async def test_the_worst_of_the_pulls_is_told(bench: Bench) -> None:
+    pulls = [
+        InFlight(
+            digest=hash_bytes(b"a"), size=None, length=7, age=9.0, still=1.0, users=1, waiting=0
+        ),
+        InFlight(
+            digest=hash_bytes(b"b"), size=30, length=20, age=5.0, still=4.0, users=1, waiting=0
+        ),
+    ]
+    seen = replace(families.look(bench.status), pulls=pulls)
+    samples = {each.name: list(each.samples(seen)) for each in FAMILIES if "pull" in each.name}
+    assert samples["cafsfs_pull_oldest_seconds"] == [((), 9.0)]
+    assert samples["cafsfs_pull_still_seconds"] == [((), 4.0)]
+    assert samples["cafsfs_pulls_in_flight"] == [((), 2)]
 
 
 async def test_durations_are_a_histogram_by_operation_and_result(

@@ -22,7 +22,7 @@ from cafsfs.report.logs import flush_log, leave_terminal, queued_log, reopen_fil
 from cafsfs.report.repeats import Repeats
 
 LOG = logging.getLogger("elsewhere")
-PULLED = {"hash": "ab" * 32, "bytes": 5, "server": None}
+PULLED = {"hash": "ab" * 32, "bytes": 5, "waiting": 0, "server": None}
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +161,15 @@ def test_json_has_a_line_for_each_record_with_its_fields(tmp_path: Path) -> None
 # --- the queue
 
 
+@pytest.mark.parametrize("name", ["httpx", "httpcore"])
+def test_libraries_that_log_heads_and_urls_are_silent(tmp_path: Path, name: str) -> None:
+    """Passwords of mirrors and proxies may be in them."""
+    start(tmp_path / "log", log_level="debug")
+    logging.getLogger(f"{name}.http11").debug("Authorization: Basic c2VjcmV0")
+    logging.getLogger(name).info("GET https://host/token")
+    assert (tmp_path / "log").read_text() == ""
+
+
 def test_levels_change_live(tmp_path: Path) -> None:
     start(tmp_path / "log")
     LOG.debug("too much")
@@ -238,6 +247,7 @@ def test_the_journal_gets_level_and_fields(fake_journal: Journal) -> None:
     assert told["CODE_FUNC"] == "test_the_journal_gets_level_and_fields"
     assert told["CAFSFS_MOUNTPOINT"] == "/mnt/cafs"
     assert (told["CAFSFS_HASH"], told["CAFSFS_BYTES"]) == ("ab" * 32, "5")
+    assert told["CAFSFS_WAITING"] == "0"
     assert "CAFSFS_SERVER" not in told
     for level, priority in ((10, "7"), (20, "6"), (40, "3"), (50, "2")):
         LOG.setLevel(10)

@@ -118,6 +118,20 @@ async def test_servers_and_outages_are_told(bench: Bench) -> None:
     assert servers["reason"] == "refused"
 
 
+async def test_a_supervisor_is_told_in_a_line(bench: Bench) -> None:
+    bench.parts.servers = list
+    assert bench.status.summary() == (
+        "nothing opened yet; 0 MiB cached, 0 MiB pulled; a directory of this machine"
+    )
+    states = ("up", "suspect", "down", "up")
+    bench.parts.servers = lambda: [replace(SERVER, state=each) for each in states]
+    bench.metrics.cache_hits, bench.metrics.cache_misses = 2, 1
+    bench.metrics.pulled_bytes = 3 << 20
+    assert bench.status.summary() == (
+        "67% of opens from the cache; 0 MiB cached, 3 MiB pulled; 2 of 4 servers up"
+    )
+
+
 async def test_files_are_the_same_in_json(bench: Bench) -> None:
     read = {name: await render() for name, render in bench.status.files.items()}
     assert read["version"] == b"1.2.3\n"
@@ -159,6 +173,11 @@ def test_the_last_errors_are_kept_once_each(complaints: RecentComplaints) -> Non
         logger.warning("another: %d", number)
     assert len(complaints.latest()) == 50
     assert complaints.latest()[-1].message == "another: 99"
+    logger.warning("another: 50")  # the oldest, once more
+    logger.warning("another: 100")
+    assert [each.message for each in complaints.latest()[-3:]] == [
+        *("another: 99", "another: 50", "another: 100"),
+    ]
 
 
 def test_a_hit_rate_needs_an_open() -> None:
