@@ -168,7 +168,7 @@ def _network(status: Mapping[str, Any]) -> str:
     counters, read = status["counters"], status["bytes"]
     failed = f", {counters['pull_errors']} failed" if counters["pull_errors"] else ""
     return (
-        f"  network   {counters['pulls']} pulls{failed}: {readable(read['received'])} received,"
+        f"  network   pulls: {counters['pulls']}{failed}; {readable(read['received'])} received,"
         f" {readable(read['pulled'])} unpacked"
     )
 
@@ -183,8 +183,11 @@ def _requests(status: Mapping[str, Any]) -> str:
 
 
 def _memory(status: Mapping[str, Any]) -> str:
-    memory = ", ".join(f"{name} {value}" for name, value in status["memory"].items())
-    return f"  memory    {memory}"
+    memory = status["memory"]
+    return (
+        f"  memory    {readable(memory['held_bytes'])} of {readable(memory['budget_bytes'])} held"
+        f" by pulls in flight; {memory['waiting']} wait for some"
+    )
 
 
 def _kernel(status: Mapping[str, Any]) -> str:

@@ -63,10 +63,20 @@ def test_it_tells_of_reads_from_cache_and_pulls(
     assert status["mountpoint"] in listed()
 
 
-def test_people_read_it_too(mount: Mounted, server: BadServerProcess) -> None:
+def test_people_read_it_too(mount: Mounted, server: BadServerProcess, blobs: BlobMaker) -> None:
+    blob = blobs.random(SIZE)
+    server.put(blob.source)
+    run("cmp", mount.path(blob), blob.source).ok()
     text = cafsfs("status", mount.point).ok().text
     assert text.startswith(f"{mount.point}  cafs://{server.address}/data\n  state     live, pid ")
-    for part in ("hit rate", "in flight", "max_background 256", server.address, "errors    none"):
+    for part in (
+        "hit rate",
+        "in flight",
+        "max_background 256",
+        server.address,
+        "errors    none",
+        "M held",
+    ):
         assert part in text, text
     assert str(mount.point) in cafsfs("mounts").ok().text
 
