@@ -89,6 +89,7 @@ class _OpenFile:
 
 @dataclass(slots=True)
 class _OpenControl:
+    inode: int
     content: bytes
 
 
@@ -300,7 +301,7 @@ class FileSystem:
                 blob = self._store.open(digest, stream=not node.ended)
                 return self._handle(_OpenFile(blob, node, pid)), True
             case ControlFile(name):
-                return self._handle(_OpenControl(await self._control[name]())), False
+                return self._handle(_OpenControl(inode, await self._control[name]())), False
             case _:
                 raise NotSupported("a directory cannot be opened as a file")
 
@@ -318,7 +319,7 @@ class FileSystem:
                 if blob.cached:
                     self._metrics.cached_bytes += len(data)
                 return data
-            case _OpenControl(content):
+            case _OpenControl(_, content):
                 return content[offset : offset + length]
             case _OpenDirectory():
                 raise NotSupported("a directory cannot be read as a file")
@@ -477,14 +478,21 @@ class FileSystem:
         return size
 
     async def _control_attributes(self, node: ControlFile) -> Attributes:
+        size = await self._size_of_control(node)
         return Attributes(
             inode=node.inode,
             mode=stat.S_IFREG | 0o444,
-            size=len(await self._control[node.name]()),
-            blocks=1,
+            size=size,
+            blocks=math.ceil(size / _SECTOR),  # fewer are holes to cp, which trusts the size then
             time_ns=self.options.born_ns,
             remember=0,
         )
+
+    async def _size_of_control(self, node: ControlFile) -> int:
+        """Of the longest there is: who has one open and trusts fstat, as curl, reads no less."""
+        fresh = len(await self._control[node.name]())
+        opened = [each for each in self._handles.values() if isinstance(each, _OpenControl)]
+        return max([fresh, *(len(each.content) for each in opened if each.inode == node.inode)])
 
     def _attributes(self, node: Fixed | BlobNode) -> Attributes:
         match node:

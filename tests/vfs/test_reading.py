@@ -214,6 +214,23 @@ async def test_control_files_are_rendered_when_they_are_opened(scene: Scene) -> 
     assert scene.fs.state()["open_handles"] == 0
 
 
+async def test_a_control_file_that_is_open_has_not_become_shorter(scene: Scene) -> None:
+    control, inode = scene.fs._control, (await scene.fs.lookup(CONTROL, b"count")).inode
+    content = b"a long one"
+
+    async def render() -> bytes:
+        return content
+
+    control["count"] = render
+    handle, _ = await scene.fs.open(inode)
+    content = b"short"
+    assert (await scene.fs.getattr(inode)).size == len(b"a long one")
+    scene.fs.release(handle)
+    assert (await scene.fs.getattr(inode)).size == len(b"short")
+    content = bytes(1025)
+    assert (await scene.fs.getattr(inode)).blocks == 3
+
+
 async def test_control_files_have_numbers_of_their_own(scene: Scene) -> None:
     numbers = {(await scene.fs.lookup(CONTROL, name)).inode for name in (b"version", b"count")}
     assert len(numbers) == 2
