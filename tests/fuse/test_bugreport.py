@@ -46,6 +46,7 @@ def test_all_there_is_to_know_and_no_secret(mounting: Mounting, scratch: Path) -
     config = scratch / "mount.toml"
     config.write_text(f'secret-file = "{secret}"\nmirror = "{MIRROR}"\nzone = "{SECRET}"\n')
     mount = mounting("--config", config, "--mirror", MIRROR)
+    mount.announce("WARNING .*offers no authentication, though we have a secret")
     files = report(scratch, mount.point, "--config", config)
     pid = mount.daemon.pid
     assert {f"{pid}/tasks.txt", f"{pid}/process.txt", f"{pid}/log.txt"} <= files.keys()
