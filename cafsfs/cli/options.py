@@ -93,6 +93,8 @@ def with_options(
                     name,
                     metavar=METAVARS[parse],
                     default=None,
+                    multiple=parse is parse_mirrors,
+                    callback=_together if parse is parse_mirrors else None,
                     help=text,
                     shell_complete=complete_value(parse),
                 )
@@ -105,6 +107,11 @@ def with_options(
         )(function)
 
     return decorate
+
+
+def _together(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Each ``--mirror`` names more of them."""
+    return " ".join(values) if values else None
 
 
 def flags_layer(flags: Mapping[str, str | None]) -> Layer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -71,6 +71,15 @@ def parse_value(parse: Callable[[str], object], name: str, text: str, origin: st
         ) from None
 
 
+def gathered(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What one place gives: of several values the last one wins, but mirrors add up."""
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        several = name == "mirror" and name in values
+        values[name] = f"{values[name]} {value}" if several else value
+    return values
+
+
 def environment_layer(environ: Mapping[str, str]) -> Layer:
     """``CAFSFS_CACHE_SIZE`` and its like; other ``CAFSFS_*`` variables are left alone."""
     names = option_names(*ALL_OPTIONS)
@@ -111,6 +120,8 @@ def _read_toml(path: Path) -> Layer:
         name = key.replace("-", "_")
         if name not in known:
             raise unknown_option(key, sorted([*known, "[[server]]"]), str(path))
+        if name == "mirror" and isinstance(value, list):
+            value = " ".join(map(str, value))  # noqa: PLW2901
         values[name] = str(value).lower() if isinstance(value, bool) else str(value)
     return Layer(str(path), values, servers)
 

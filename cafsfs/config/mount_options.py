@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cafsfs.config.layers import Layer, parse_value, unknown_option
+from cafsfs.config.layers import Layer, gathered, parse_value, unknown_option
 from cafsfs.config.options import FOR_UPLOADS, IN_MOUNT_OPTIONS, option_names
 from cafsfs.config.values import parse_bool, parse_path
 
@@ -50,7 +50,7 @@ def parse_mount_options(texts: Sequence[str], *, sloppy: bool = False) -> MountA
     are checked when they are resolved, but those of ``config`` and ``foreground`` here: they
     belong to no group.
     """
-    ours: dict[str, str] = {}
+    ours: list[tuple[str, str]] = []
     kernel: list[str] = []
     known = {*option_names(*IN_MOUNT_OPTIONS), *_FLAGS_ONLY}
     known -= FOR_UPLOADS
@@ -65,13 +65,13 @@ def parse_mount_options(texts: Sequence[str], *, sloppy: bool = False) -> MountA
         key, equals, value = part.partition("=")
         name = key.replace("-", "_")
         if name in known:
-            ours[name] = value if equals else "true"
+            ours.append((name, value if equals else "true"))
             if name in _FLAGS_ONLY:
-                parse_value(_FLAGS_ONLY[name], name, ours[name], "-o")
+                parse_value(_FLAGS_ONLY[name], *ours[-1], "-o")
         elif key in _PASSED:
             kernel.append(key)
         elif key in ignored or key.startswith(("x-", "X-", "_")):
             continue
         elif not sloppy:
             raise unknown_option(key, sorted(known), "-o")
-    return MountArguments(Layer("-o", ours), tuple(dict.fromkeys(kernel)), remount)
+    return MountArguments(Layer("-o", gathered(ours)), tuple(dict.fromkeys(kernel)), remount)

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from cafsfs.client.groups import NamedServer, complete, parse_hosts
 from cafsfs.client.servers import Member, Server
-from cafsfs.config.layers import Layer, unknown_option
+from cafsfs.config.layers import Layer, gathered, unknown_option
 from cafsfs.config.options import IN_URI, option_names
 from cafsfs.errors import UsageError
 
@@ -137,11 +137,11 @@ def _check_root(shown: str, root: str) -> None:
 def _uri_layer(query: str) -> Layer:
     """The keys of a URI. Not urllib's parse_qsl: in a URI that is no form, a + is a +."""
     known = option_names(*IN_URI)
-    values = {}
+    pairs = []
     for part in filter(None, query.split("&")):
         key, _, value = part.partition("=")
         name = unquote(key).replace("-", "_")
         if name not in known:
             raise unknown_option(unquote(key), list(known), "URI")
-        values[name] = unquote(value)
-    return Layer("URI", values)
+        pairs.append((name, unquote(value)))
+    return Layer("URI", gathered(pairs))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 
 from cafsfs.client.mirror_template import MirrorTemplate
@@ -155,9 +156,16 @@ def parse_path(text: str) -> Path:
     if not text or "\0" in text:
         raise ValueError("a path")
     try:
-        return Path(text).expanduser().absolute()
+        path = Path(text).expanduser()
     except RuntimeError:  # ~ without a home, or the ~name of nobody
         raise ValueError("a path, and there is no such home directory") from None
+    return path if path.is_absolute() else _began_in() / path
+
+
+@cache
+def _began_in() -> Path:
+    """What relative paths mean also where a mount in the background reads its options again."""
+    return Path.cwd()
 
 
 def parse_textfile(text: str) -> Path:

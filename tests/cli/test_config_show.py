@@ -155,6 +155,19 @@ def test_a_directory_shows_no_servers(tmp_path: Path) -> None:
     assert servers(run("config", "show", "--config", str(file), "file:///srv/r").ok().text) == []
 
 
+def test_mirrors_of_one_place_add_up(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('mirror = ["http://a/{hash}", "http://b/{hash}"]\n')
+    some = ["http://a/{hash}", "http://b/{hash}"]
+    for arguments in (
+        ["--config", str(file)],
+        [f"--mirror={some[0]}", f"--mirror={some[1]}"],
+        [f"cafs://h/r?mirror={some[0]}&mirror={some[1]}"],
+    ):
+        shown = json.loads(run("config", "show", "--json", *arguments).ok().text)
+        assert shown["mirror"]["value"] == some
+
+
 def test_no_password_is_shown(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('uri = "cafs://h/r?mirror=https://u:pw@m/{hash}"\n')

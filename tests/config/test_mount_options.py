@@ -30,6 +30,7 @@ from cafsfs.errors import UsageError
         ("fsname=a=b", {"fsname": "a=b"}),
         ("fsname=", {"fsname": ""}),
         ("uid=1,uid=2", {"uid": "2"}),
+        ("mirror=http://a/{hash},mirror=b", {"mirror": "http://a/{hash} b"}),
         ("foreground", {"foreground": "true"}),
         ("log-level=debug,connections=9", {"log_level": "debug", "connections": "9"}),
         ("rw,_netdev,nofail,user,nosuid,nodev,suid,dev,exec,auto,noauto,defaults", {}),

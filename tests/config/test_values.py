@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cafsfs.client.mirror_template import MirrorTemplate
 from cafsfs.client.servers import Server
+from cafsfs.config import values
 from cafsfs.config.values import (
     parse_age,
     parse_amount,
@@ -169,7 +170,12 @@ def test_what_is_verified_first_is_shown_as_it_is_written() -> None:
 
 
 def test_a_path_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of where the process began: a mount in the background goes to the root."""
+    values._began_in.cache_clear()
     monkeypatch.chdir(tmp_path)
     assert parse_path("x") == tmp_path / "x"
+    monkeypatch.chdir("/")
+    assert parse_path("x") == tmp_path / "x"
+    values._began_in.cache_clear()
     monkeypatch.setenv("HOME", "/home/of")
     assert parse_path("~/x") == Path("/home/of/x")

@@ -69,10 +69,15 @@ def test_sighup_reads_the_file_again_and_asks_its_servers(
 
 
 def test_a_log_that_was_moved_is_opened_anew(scratch: Path, roots: Roots) -> None:
-    """In the background, where nobody reads standard error."""
+    """In the background, where nobody reads standard error, and relative paths mean the same."""
     point, log = scratch / "mnt", scratch / "mount.log"
     point.mkdir()
-    options = ("--log-file", log, "--cache-dir", scratch / "cache")
+    options = (
+        "--log-file",
+        os.path.relpath(log),
+        "--cache-dir",
+        os.path.relpath(scratch / "cache"),
+    )
     try:
         cafsfs("mount", *options, roots.uri, point).ok()
         log.rename(scratch / "moved")
