@@ -37,7 +37,7 @@ test: ## linters, then the whole test suite; PYTEST_ARGS='-k name' selects
 check: ## the fast gate: linters, then the tests that neither mount nor start processes
 	@.ci/bootstrap dev
 	@lint=0; $(MAKE) --no-print-directory lint || lint=1; \
-	$(bin)/python -m pytest $(spread)=3 -m 'not fuse and not process' --hypothesis-profile=gate $(PYTEST_ARGS) || exit; \
+	$(bin)/python -m pytest $(spread)=4 -m 'not fuse and not process' --hypothesis-profile=gate $(PYTEST_ARGS) || exit; \
 	test $$lint = 0 || { $(findings); }
 
 lint: ## the linters alone, side by side
