@@ -21,7 +21,7 @@ from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound, CorruptBlob, StoreError
 from cafsfs.metrics import Metrics
 from cafsfs.packing import hash_bytes
-from cafsfs.store.cache import disk_cache, trust
+from cafsfs.store.cache import disk_cache
 from cafsfs.store.cache.bounds import Bounds, CacheUsage
 from cafsfs.store.cache.cached_file import CachedFile
 from cafsfs.store.cache.disk_cache import DiskCache
@@ -31,53 +31,17 @@ from cafsfs.store.cache.progress import Progress
 from cafsfs.store.contracts import BlobStat
 from cafsfs.store.local_root import blob_path
 from cafsfs.store.memory import MemorySink, MemorySource
+from tests.store.cache.books import assert_books_agree, contents_of, files, in_flight, use
 from tests.store.held_up import held_up
 from tests.store.samples import ABSENT, MIB, content_of, may_log, pull, put
 from tests.store.stacks import Caches, spoil_silently, upkeep_of
 from tests.store.tmpfs import small_tmpfs
 
-DISCARDED = "WARNING cafsfs.store.cache.disk_cache: what the cache had for .* was not its content"
 BOUND = 39  # bytes: three blobs of ten; a fourth evicts one
-
-
-def another_boot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trust, "boot_id", lambda: "another boot")
-
-
-def files(directory: Path) -> dict[str, int]:
-    """The blobs that stand in the cache's directory, by name, with their sizes."""
-    found = (each for each in (directory / "blobs").rglob("*") if each.is_file())
-    return {each.name: each.stat().st_size for each in found}
-
-
-def in_flight(cache: DiskCache) -> list[str]:
-    return os.listdir(cache.premises.partials)
-
-
-async def assert_books_agree(cache: DiskCache) -> None:
-    """What the cache tells is what stands on the disk, and nothing is in flight."""
-    await cache.measure()
-    standing = files(cache.premises.directory)
-    assert {each.digest.hex: each.size for each in await cache.listing()} == standing
-    assert (cache.ledger.used, cache.ledger.blobs) == (sum(standing.values()), len(standing))
-    assert in_flight(cache) == []
-    assert cache.usage.partial == 0
 
 
 async def names(cache: DiskCache) -> list[Digest]:
     return [each.digest for each in await cache.listing()]
-
-
-async def contents_of(cache: DiskCache, digest: Digest) -> bytes:
-    file = await cache.open(digest)
-    try:
-        return bytes(await file.read(0, file.size))
-    finally:
-        file.close()
-
-
-async def use(cache: DiskCache, digest: Digest) -> None:
-    (await cache.open(digest)).close()
 
 
 async def claim(cache: DiskCache, content: bytes, digest: Digest | None = None) -> Partial:

@@ -13,73 +13,19 @@ import trio.lowlevel
 
 from cafsfs.digest import Digest
 from cafsfs.errors import BlobNotFound
-from cafsfs.packing import hash_bytes
 from cafsfs.store.cache import trust
 from cafsfs.store.cache.disk_cache import DiskCache
 from cafsfs.store.cache.index import Changes
-from cafsfs.store.cache.partials import Partial
 from cafsfs.store.cache.progress import Progress
+from tests.store.cache.books import assert_books_agree, contents_of, files, use
 from tests.store.samples import ABSENT, MIB, content_of, descriptors, put
 from tests.store.stacks import Caches, spoil_file, upkeep_of
 
 DISCARDED = "WARNING cafsfs.store.cache.disk_cache: what the cache had for .* was not its content"
-BOUND = 39  # bytes: three blobs of ten; a fourth evicts one
 
 
 def another_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "boot_id", lambda: "another boot")
-
-
-def files(directory: Path) -> dict[str, int]:
-    """The blobs that stand in the cache's directory, by name, with their sizes."""
-    found = (each for each in (directory / "blobs").rglob("*") if each.is_file())
-    return {each.name: each.stat().st_size for each in found}
-
-
-def in_flight(cache: DiskCache) -> list[str]:
-    return os.listdir(cache.premises.partials)
-
-
-async def assert_books_agree(cache: DiskCache) -> None:
-    """What the cache tells is what stands on the disk, and nothing is in flight."""
-    await cache.measure()
-    standing = files(cache.premises.directory)
-    assert {each.digest.hex: each.size for each in await cache.listing()} == standing
-    assert (cache.ledger.used, cache.ledger.blobs) == (sum(standing.values()), len(standing))
-    assert in_flight(cache) == []
-    assert cache.usage.partial == 0
-
-
-async def names(cache: DiskCache) -> list[Digest]:
-    return [each.digest for each in await cache.listing()]
-
-
-async def contents_of(cache: DiskCache, digest: Digest) -> bytes:
-    file = await cache.open(digest)
-    try:
-        return bytes(await file.read(0, file.size))
-    finally:
-        file.close()
-
-
-async def use(cache: DiskCache, digest: Digest) -> None:
-    (await cache.open(digest)).close()
-
-
-async def claim(cache: DiskCache, content: bytes, digest: Digest | None = None) -> Partial:
-    """A partial file with all of its content."""
-    partial = await cache.claim(digest or hash_bytes(content))
-    assert isinstance(partial, Partial)
-    await trio.to_thread.run_sync(partial.write, content)
-    return partial
-
-
-async def commit(cache: DiskCache, partial: Partial) -> None:
-    (await cache.commit(partial)).close()
-
-
-async def evict(cache: DiskCache) -> None:
-    await upkeep_of(cache).round()
 
 
 async def test_what_was_committed_on_this_boot_is_not_hashed(
